@@ -1,0 +1,320 @@
+"""CLIP for videos: the model of ViFi-CLIP, from the text tokenizer to loading OpenAI's weights.
+
+CLIP (Radford et al., 2021, arXiv 2103.00020) has two transformers, one for images and one for text, that embed both in
+one space. ViFi-CLIP (arXiv 2212.03640, section 3) takes it as it is, encodes every frame of a video on its own and
+averages over time; the class whose name lies nearest wins:
+
+    v = 1/T * sum over t of encode_image(frame t)         the video embedding, [D]
+    logits_c = exp(logit_scale) * cos(v, encode_text(name of class c))
+
+Nothing is added: no layer looks across time. The parameters have OpenAI's own names, so OpenAI's weights fit as is.
+
+Shapes: B videos of T frames, N images, S pixels a side, C texts of L tokens, D the width of the common space.
+"""
+import functools
+import gzip
+import html
+import pickle
+import zipfile
+from pathlib import Path
+
+import ftfy
+import regex
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From text to tokens
+
+
+class Tokenizer:
+    """CLIP's tokenizer: byte-pair encoding of lower-case text, https://github.com/openai/CLIP/blob/main/clip/simple_tokenizer.py
+
+    Starts from the 256 bytes, then the 256 bytes at the end of a word, and joins pairs in the order in which `merges`
+    lists them. OpenAI's vocabulary has 48,894 merges (49,408 tokens with start and end), the one of `tiny` has none.
+    """
+
+    def __init__(self, merges=(), context_length=77):
+        # Each byte has a printable character: itself, or, for the 68 that are not printable, one from 256 on.
+        printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+        others = [byte for byte in range(256) if byte not in printable]
+        self.character = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+        alphabet = list(self.character.values())
+        tokens = alphabet + [c + "</w>" for c in alphabet] + ["".join(pair) for pair in merges]
+        self.ids = {token: i for i, token in enumerate(tokens)}
+        self.start, self.end = len(tokens), len(tokens) + 1
+        self.rank = {pair: i for i, pair in enumerate(merges)}
+        self.context_length = context_length
+        self.words = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
+
+    def encode(self, text):
+        """The token ids of one text, a list of int without start and end."""
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+        text = " ".join(text.split()).lower()
+        return [token for word in self.words.findall(text) for token in self.encode_word(word)]
+
+    def encode_word(self, word):
+        parts = [self.character[byte] for byte in word.encode()]
+        parts[-1] += "</w>"
+        while len(parts) > 1:
+            best = min(zip(parts, parts[1:]), key=lambda pair: self.rank.get(pair, len(self.rank)))
+            if best not in self.rank:
+                break
+            joined = []
+            while parts:  # join every occurrence of the best pair, from the left
+                n = 2 if tuple(parts[:2]) == best else 1
+                joined.append("".join(parts[:n]))
+                parts = parts[n:]
+            parts = joined
+        return [self.ids[part] for part in parts]
+
+    def __call__(self, texts, truncate=False):
+        """Tokens of C texts, int64 [C, L], with start and end and then zeros; L is the longest text of the call.
+
+        L is not always the full context length because nothing after the end token can matter: attention is causal and
+        the text is read out at its end token. For short class names most of the 77 tokens would be computed in vain.
+
+        Raises ValueError for a text of more than `context_length` tokens, unless `truncate`, which keeps the first.
+        """
+        rows = []
+        for text in texts:
+            ids = self.encode(text)
+            if len(ids) > self.context_length - 2 and not truncate:
+                raise ValueError(f"a text of {len(ids) + 2} tokens; the model reads {self.context_length}: {text!r}")
+            rows.append([self.start, *ids[: self.context_length - 2], self.end])
+        tokens = torch.zeros(len(rows), max(map(len, rows), default=2), dtype=torch.int64)
+        for row, ids in zip(tokens, rows):
+            row[: len(ids)] = torch.tensor(ids)
+        return tokens
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The transformers
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with the parameter names of nn.MultiheadAttention, batch first. Heads are 64 wide."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.heads = width // 64
+        self.in_proj_weight = nn.Parameter(torch.randn(3 * width, width) * width ** -0.5)
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x, causal):  # [N, L, width]
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [N, L, 3 * width]
+        q, k, v = qkv.unflatten(-1, (3, self.heads, 64)).permute(2, 0, 3, 1, 4)  # 3 x [N, heads, L, 64]
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return self.out_proj(x.transpose(1, 2).flatten(2))
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
+        self.mlp.add_module("gelu", QuickGELU())
+        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
+
+    def forward(self, x, causal):
+        x = x + self.attn(self.ln_1(x), causal)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self, width, layers, causal):
+        super().__init__()
+        self.causal = causal
+        self.resblocks = nn.ModuleList(Block(width) for _ in range(layers))
+
+    def forward(self, x):  # [N, L, width] -> [N, L, width]
+        for block in self.resblocks:
+            x = block(x, self.causal)
+        return x
+
+
+class VisionTransformer(nn.Module):
+    """An image is cut into patches; the class token, the first of the sequence, becomes its embedding."""
+
+    def __init__(self, image_size, patch_size, width, layers, embed_dim):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(width) * width ** -0.5)
+        patches = (image_size // patch_size) ** 2
+        self.positional_embedding = nn.Parameter(torch.randn(patches + 1, width) * width ** -0.5)
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(width, layers, causal=False)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(torch.randn(width, embed_dim) * width ** -0.5)
+
+    def forward(self, images):  # [N, 3, S, S] -> [N, D]
+        x = self.conv1(images).flatten(2).transpose(1, 2)  # [N, patches, width]
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1).to(x.dtype), x], dim=1)
+        x = self.ln_pre(x + self.positional_embedding)
+        x = self.transformer(x)
+        return self.ln_post(x[:, 0]) @ self.proj
+
+
+class CLIP(nn.Module):
+    """The two encoders and the scale of their similarity.
+
+    Beside its parameters it keeps what its weights are used to: `mean` and `std` of the pixels, and the `template` that
+    makes a sentence of a class name. They are OpenAI's until a checkpoint says otherwise.
+    """
+
+    def __init__(self, embed_dim, image_size, patch_size, vision_width, vision_layers,
+                 context_length, vocab_size, text_width, text_layers):
+        super().__init__()
+        self.image_size, self.vocab_size = image_size, vocab_size
+        self.visual = VisionTransformer(image_size, patch_size, vision_width, vision_layers, embed_dim)
+        self.token_embedding = nn.Embedding(vocab_size, text_width)
+        self.positional_embedding = nn.Parameter(torch.randn(context_length, text_width) * 0.01)
+        self.transformer = Transformer(text_width, text_layers, causal=True)
+        self.ln_final = nn.LayerNorm(text_width)
+        self.text_projection = nn.Parameter(torch.randn(text_width, embed_dim) * text_width ** -0.5)
+        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        # Not persistent: a state dict has OpenAI's entries and no others.
+        self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073], device="cpu"), persistent=False)
+        self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711], device="cpu"), persistent=False)
+        self.template = "{}"
+
+    @functools.cached_property
+    def tokenizer(self):
+        merges = [] if self.vocab_size == TINY_VOCABULARY else read_merges(self.vocab_size)
+        return Tokenizer(merges, len(self.positional_embedding))
+
+    def normalize(self, pixels):
+        """Pixels of any dtype in 0..255, [..., 3, S, S], to float with the mean and std that the weights know."""
+        mean, std = self.mean[:, None, None], self.std[:, None, None]
+        return (pixels / 255 - mean) / std
+
+    def encode_image(self, images):
+        """Images [N, 3, S, S], raw uint8 or normalised float, to embeddings [N, D], not normalised."""
+        if images.dtype == torch.uint8:
+            images = self.normalize(images)
+        return self.visual(images)
+
+    def encode_video(self, video):
+        """Videos [B, T, 3, S, S] to embeddings [B, D], not normalised: the mean of their frames' (section 3.1)."""
+        frames = self.encode_image(video.flatten(0, 1))  # [B * T, D]
+        return frames.unflatten(0, video.shape[:2]).mean(dim=1)
+
+    def encode_text(self, tokens):
+        """Tokens [C, L], as `tokenizer` makes them, to embeddings [C, D], not normalised."""
+        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]  # [C, L, width]
+        x = self.ln_final(self.transformer(x))
+        end = tokens.argmax(dim=-1)  # the end token has the highest id of the vocabulary
+        return x[torch.arange(len(x), device=x.device), end] @ self.text_projection
+
+    def logits(self, video, text):
+        """Scaled cosines of video embeddings [B, D] and text embeddings [C, D]: [B, C], always in float32, since in
+        half precision a logit near 30 is only good to 0.1."""
+        with torch.autocast(video.device.type, enabled=False):
+            video, text = F.normalize(video.float(), dim=-1), F.normalize(text.float(), dim=-1)
+            return self.logit_scale.float().exp() * video @ text.T
+
+    def forward(self, video, tokens):
+        """Videos [B, T, 3, S, S] and the tokens [C, L] of C classes to logits [B, C]."""
+        return self.logits(self.encode_video(video), self.encode_text(tokens))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+
+ADDRESS = "https://openaipublic.azureedge.net/clip/models"  # the folder of each file is its SHA-256
+MODELS = {
+    "ViT-B/32": f"{ADDRESS}/40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
+    "ViT-B/16": f"{ADDRESS}/5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt",
+    "ViT-L/14": f"{ADDRESS}/b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
+    "ViT-L/14@336px": f"{ADDRESS}/3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/ViT-L-14-336px.pt",
+    "tiny": str(Path(__file__).parent / "toy" / "tiny.pt"),
+}
+VOCABULARY = "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz"
+TINY_VOCABULARY = 2 * 256 + 2
+
+
+def cached(address):
+    """Where a file lives on disk: OpenAI's own cache folder, so that those who have it need no second copy.
+
+    Raises FileNotFoundError that says where to get it and where to put it.
+    """
+    path = Path(address) if "://" not in address else Path.home() / ".cache" / "clip" / address.rsplit("/")[-1]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; get it from {address}")
+    return path
+
+
+def read_merges(vocab_size):
+    """The merges of a vocabulary of that size: pairs of tokens, from OpenAI's vocabulary file."""
+    with gzip.open(cached(VOCABULARY), "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    return [tuple(line.split()) for line in lines[1 : vocab_size - TINY_VOCABULARY + 1]]  # the first line is a comment
+
+
+def dimensions(state):
+    """The arguments of CLIP for a state dict. Raises KeyError for what is none of a CLIP with a ViT."""
+
+    def layers(prefix):
+        return len([name for name in state if name.startswith(prefix) and name.endswith(".ln_1.weight")])
+
+    vision_width, _, patch_size, _ = state["visual.conv1.weight"].shape
+    grid = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
+    context_length, text_width = state["positional_embedding"].shape
+    return dict(embed_dim=state["text_projection"].shape[1], image_size=grid * patch_size, patch_size=patch_size,
+                vision_width=vision_width, vision_layers=layers("visual.transformer."), context_length=context_length,
+                vocab_size=len(state["token_embedding.weight"]), text_width=text_width,
+                text_layers=layers("transformer."))
+
+
+def read(weights):
+    """What a file of weights, a name in MODELS or a path, holds: a dict with the state dict as "model", and in a
+    checkpoint of train.py also "mean", "std", "template", "classes" and "args". No code in the file is run.
+
+    Raises FileNotFoundError if it is not there, ValueError if it is something else.
+    """
+    path = Path(weights)
+    if weights in MODELS:
+        path = cached(MODELS[weights])
+    elif not path.is_file():
+        raise FileNotFoundError(f"{str(weights)!r} is neither a file nor a model; the models are {', '.join(MODELS)}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            scripted = any(name.endswith("/constants.pkl") for name in archive.namelist())
+        if scripted:  # OpenAI's own files are TorchScript, which torch.load refuses
+            content = torch.jit.load(path, map_location="cpu").state_dict()
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a file of weights: {str(error).splitlines()[0]}") from error
+    return content if "model" in content else {"model": content}
+
+
+def load(weights, device="cpu"):
+    """The CLIP of a name in MODELS or of a file, in float32. The file may be OpenAI's archive, a state dict with
+    OpenAI's names, or a checkpoint of train.py.
+
+    Raises FileNotFoundError if it is not there, ValueError if it is something else.
+    """
+    content = read(weights)
+    try:
+        state = {name: value.float() for name, value in content["model"].items()
+                 if name not in ("input_resolution", "context_length", "vocab_size")}  # three more entries of OpenAI's
+        with torch.device("meta"):  # nothing is initialised only to be overwritten
+            model = CLIP(**dimensions(state))
+        model.load_state_dict(state, assign=True)
+    except (AttributeError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{weights} does not hold a CLIP with a ViT: {str(error).splitlines()[0]}") from error
+    if "template" in content:
+        model.mean, model.std, model.template = content["mean"], content["std"], content["template"]
+    _ = model.tokenizer  # so that a missing vocabulary is told now
+    return model.to(device)
