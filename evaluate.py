@@ -1,0 +1,197 @@
+"""Accuracy: which class name lies nearest to each video?
+
+    prediction = argmax over c of cos(encode_video(video), encode_text(template with the name of class c))
+
+A class is nothing but its name, so any model can be asked about any classes: plain CLIP, zero-shot, about videos that
+nobody trained it for, and a fine-tuned one about classes that it has never seen. Every video is counted exactly once,
+whatever the batch size and the number of processes; one that cannot be read counts as wrong.
+
+    python evaluate.py --zero-shot                        plain CLIP on the toy
+    python evaluate.py --weights runs/toy/best.pt         a fine-tuned model, on the data that it was made for
+"""
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+import clip
+import data
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What evaluate.py, train.py and prompt.py share: flags, processes, precision
+
+
+def add_arguments(parser, batch_size):
+    """The flags about data, model and machine, the same in every script; `batch_size` is what the help says of its
+    default. Defaults that depend on something are None and filled in by `complete`."""
+    data.add_arguments(parser)
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", choices=clip.MODELS, help="the CLIP to start from (default: ViT-B/16, toy tiny)")
+    group.add_argument("--weights", help="weights to take in its place: a file, or a name as for --model")
+    group = parser.add_argument_group("machine")
+    group.add_argument("--gpus", type=data.at_least(0), help="GPUs to use; 0 is the CPU (default: 1 if there is one)")
+    group.add_argument("--batch-size", type=data.at_least(1),
+                       help=f"videos in a batch, over all GPUs (default: {batch_size})")
+    group.add_argument("--amp", choices=("bf16", "fp16", "off"),
+                       help="mixed precision (default: bf16, on GPUs without it fp16, on CPUs off)")
+
+
+def template(text):
+    """A type for argparse: a sentence with a place for the class name."""
+    if "{}" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} has no {{}} for the class name")
+    return text
+
+
+def complete(parser, args, defaults, toy_defaults):
+    """Fills in what depends on the data set or on the machine, and ends wrong calls with exit status 2."""
+    args.data, args.split = args.data or "toy", args.split or 1
+    for name, value in (toy_defaults if args.data == "toy" else defaults).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    found = torch.cuda.device_count()
+    if args.gpus is None:
+        args.gpus = min(found, 1)
+    if args.gpus > max(found, 1):
+        parser.error(f"--gpus {args.gpus}: this machine has {found}")
+    if args.gpus > found:
+        say(f"warning: --gpus {args.gpus}, but there is no GPU here: running on the CPU")
+        args.gpus = 0
+    if args.amp is None:
+        args.amp = "off" if args.gpus == 0 else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    world = int(os.environ.get("WORLD_SIZE", max(args.gpus, 1)))
+    if args.batch_size % world:
+        parser.error(f"--batch-size {args.batch_size} is not a multiple of the {world} processes that share it")
+
+
+def start(args):
+    """Joins this process to the others that torchrun started, if it did; with --gpus above 1 torchrun is called here.
+
+    Returns the device that this process computes on.
+    """
+    if args.gpus > 1 and "WORLD_SIZE" not in os.environ:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.gpus}"]
+        os.execv(sys.executable, torchrun + sys.argv)
+    device = torch.device("cpu")
+    if args.gpus:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if args.gpus else "gloo")
+    return device
+
+
+def rank_and_world():
+    """The number of this process and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def say(text=""):
+    """Prints a line, in the main process only, above a progress bar if there is one."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        tqdm.write(str(text))
+
+
+def hide_bars():
+    """For tqdm's `disable`: bars are shown by the main process, and (None) on a terminal only."""
+    return True if rank_and_world()[0] else None
+
+
+def autocast(args, device):
+    """Mixed precision as --amp asks for it."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[args.amp]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Accuracy
+
+
+def class_tokens(model, classes, template):
+    """The tokens [C, L] of class names in a template such as "a photo of a {}."."""
+    return model.tokenizer([template.replace("{}", name) for name in classes])
+
+
+@torch.inference_mode()
+def evaluate(model, loader, tokens):
+    """How well a CLIP tells the videos of a `data.make_loader` apart by the tokens [C, L] of their class names.
+
+    Returns a dict: `top1` and `top5`, percent; `count`, the number of videos; `unreadable`, a list of "path: reason" of
+    those that could not be read, counted as wrong. With several processes all of them get the figures of the whole.
+    """
+    device = model.logit_scale.device
+    text = model.encode_text(tokens.to(device))
+    rows = []  # of every video its index, the place of the right class (0 is first; None: unreadable) and the error
+    for video, label, index, errors in tqdm(loader, "evaluating", leave=False, unit="batch", disable=hide_bars()):
+        logits = model.logits(model.encode_video(video.to(device, non_blocking=True)), text).cpu()
+        # How many other classes do not lie farther away than the right one: a tie and a NaN count as wrong.
+        place = (~(logits < logits.gather(1, label[:, None]))).sum(dim=1) - 1
+        rows += [(i, None if error else p, error) for i, p, error in zip(index.tolist(), place.tolist(), errors)]
+    if dist.is_initialized():
+        everyone = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, rows)
+        rows = sorted(row for part in everyone for row in part)
+    places = [place for _, place, _ in rows if place is not None]
+    return {
+        "top1": 100 * sum(place < 1 for place in places) / len(rows),
+        "top5": 100 * sum(place < 5 for place in places) / len(rows),
+        "count": len(rows),
+        "unreadable": [error for _, _, error in rows if error],
+    }
+
+
+def make_loader(args, model, samples):
+    """The loader that gives this process its share of the videos, in test order."""
+    dataset = data.VideoDataset(samples, args.frames, model.image_size, train=False)
+    rank, world = rank_and_world()
+    return data.make_loader(dataset, data.Batches(len(samples), args.batch_size, None, rank, world), args.workers)
+
+
+def parse_args():
+    parser = data.Parser(__doc__)
+    add_arguments(parser, batch_size="32")
+    parser.set_defaults(data=None, split=None, batch_size=32)
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--zero-shot", action="store_true",
+                       help="plain CLIP: --model as it is (the default without --weights)")
+    group.add_argument("--template", type=template,
+                       help='sentence around a class name (default: as in training; for CLIP "{}")')
+    group.add_argument("--out", type=Path, help="folder to write results.json to (default: none)")
+    args = parser.parse_args()
+    if args.zero_shot and args.weights:
+        parser.error("--zero-shot is about plain CLIP: give --model, not --weights")
+    # What is not said is as it was when the weights were trained.
+    trained = clip.read(args.weights).get("args", {}) if args.weights else {}
+    for name in ("frames",) if args.data else ("frames", "data", "root", "split"):
+        if getattr(args, name) is None:
+            setattr(args, name, trained.get(name))
+    complete(parser, args, dict(model="ViT-B/16", frames=32), dict(model="tiny", frames=8))
+    return args
+
+
+def main():
+    args = parse_args()
+    device = start(args)
+    samples, classes = data.read_dataset(args.data, args.root, args.split)
+    model = clip.load(args.weights or args.model, device)
+    tokens = class_tokens(model, classes, args.template or model.template)
+    say(f"{args.weights or args.model} on {args.data}, split {args.split}: {len(samples)} videos, {len(classes)} "
+        f"classes, {args.frames} frames a video, prompt {args.template or model.template!r}")
+    with autocast(args, device):
+        results = evaluate(model, make_loader(args, model, samples), tokens)
+    say(f"top-1 {results['top1']:.1f} %   top-5 {results['top5']:.1f} %   of {results['count']} videos")
+    for error in results["unreadable"]:
+        say(f"counted as wrong: {error}")
+    if args.out and rank_and_world()[0] == 0:
+        args.out.mkdir(parents=True, exist_ok=True)
+        arguments = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        (args.out / "results.json").write_text(json.dumps(results | {"arguments": arguments}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    data.run(main)
