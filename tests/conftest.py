@@ -1,0 +1,67 @@
+"""Fixtures: a home with OpenAI's vocabulary, small random models, small videos, and one default run of the scripts."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+PROJECT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A home directory whose cache holds OpenAI's vocabulary, from open_clip's wheel, and no weights."""
+    home = tmp_path_factory.mktemp("home")
+    cache = home / ".cache" / "clip"
+    cache.mkdir(parents=True)
+    shutil.copy(Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz", cache)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def set_home(home, monkeypatch):
+    monkeypatch.setenv("HOME", str(home))
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """open_clip's CLIP, small, with OpenAI's vocabulary and activation; no weight is left at its initial 0 or 1."""
+    torch.manual_seed(0)
+    vision = open_clip.model.CLIPVisionCfg(layers=2, width=128, head_width=64, patch_size=16, image_size=64)
+    text = open_clip.model.CLIPTextCfg(context_length=77, vocab_size=49408, width=128, heads=2, layers=3)
+    model = open_clip.model.CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text, quick_gelu=True).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def write_video(path, frames, codec="ffv1", pix_fmt="bgr0", rate=25):
+    """Writes uint8 [T, h, w, 3]; lossless unless another codec is named."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def numbered_frames(n, height=24, width=32):
+    """n frames that carry their number: frame i is filled with the grey value 2 * i (n <= 128)."""
+    return np.broadcast_to(2 * np.arange(n, dtype=np.uint8)[:, None, None, None], (n, height, width, 3)).copy()
+
+
+def script(*arguments, home, cwd=PROJECT, check=True, **environment):
+    """Runs one of the scripts as a user would. Returns the finished process with stdout and stderr as text."""
+    name, *arguments = map(str, arguments)
+    process = subprocess.run([sys.executable, str(PROJECT / name), *arguments], cwd=cwd, capture_output=True, text=True,
+                             env={**os.environ, "HOME": str(home), **environment}, timeout=600)
+    assert not check or process.returncode == 0, process.stdout + process.stderr
+    return process

@@ -1,0 +1,204 @@
+"""Frames, crops, lists and batches against the rules written another way."""
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import numbered_frames, write_video
+from torchvision.transforms.v2 import CenterCrop, Compose, Resize
+from torchvision.transforms.v2.functional import resize
+
+import data
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 7, 8, 9, 15, 16, 31, 131, 1000])
+@pytest.mark.parametrize("t", [1, 2, 8, 16, 32])
+def test_test_frames_are_the_middles_of_equal_segments(n, t):
+    expected = [int(i * n / t + n / (2 * t)) % n for i in range(t)]
+    assert data.sample_frames(n, t).tolist() == expected
+
+
+@pytest.mark.parametrize(("n", "t"), [(16, 8), (23, 8), (131, 32), (1000, 1)])
+def test_training_frames_are_uniform_in_their_segments(n, t):
+    rng, step = np.random.default_rng(0), n // t
+    counts = [Counter() for _ in range(t)]
+    for _ in range(400 * step):
+        for i, index in enumerate(data.sample_frames(n, t, rng)):
+            assert i * step <= index < (i + 1) * step
+            counts[i][index] += 1
+    for i in range(t):
+        assert len(counts[i]) == step
+        assert all(abs(k - 400) < 5.5 * 400 ** 0.5 for k in counts[i].values())  # 5.5 standard deviations
+
+
+@pytest.mark.parametrize(("n", "t"), [(1, 8), (3, 8), (5, 16), (7, 8), (8, 8)])
+def test_training_frames_repeat_in_a_video_that_is_too_short(n, t):
+    expected = [round(i * n / t) % n for i in range(t)]  # Python rounds halves to even, as numpy does
+    assert data.sample_frames(n, t, np.random.default_rng(0)).tolist() == expected
+
+
+def test_a_video_without_frames_has_none_to_sample():
+    with pytest.raises(ValueError, match="without frames"):
+        data.sample_frames(0, 8)
+
+
+@pytest.mark.parametrize("name", ["video.mkv", "video.avi"])
+def test_read_video_gives_the_frames_of_the_rule(tmp_path, name):
+    path = write_video(tmp_path / name, numbered_frames(100))
+    video = data.read_video(path, 8)
+    assert video.shape == (8, 3, 24, 32)
+    assert video.dtype == torch.uint8
+    assert video.unique(dim=-1).unique(dim=-2).shape == (8, 3, 1, 1)
+    assert (video[:, 0, 0, 0] // 2).tolist() == data.sample_frames(100, 8).tolist()
+    drawn = data.read_video(path, 8, np.random.default_rng(3))[:, 0, 0, 0] // 2
+    assert drawn.tolist() == data.sample_frames(100, 8, np.random.default_rng(3)).tolist()
+
+
+def test_frames_repeat_where_there_are_too_few(tmp_path):
+    video = data.read_video(write_video(tmp_path / "video.mkv", numbered_frames(3)), 8)
+    assert (video[:, 0, 0, 0] // 2).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+
+
+def test_colours_come_in_the_order_red_green_blue(tmp_path):
+    frames = np.zeros((4, 16, 16, 3), np.uint8)
+    frames[..., 0], frames[..., 2] = 200, 50
+    assert data.read_video(write_video(tmp_path / "video.mkv", frames), 1)[0, :, 5, 5].tolist() == [200, 0, 50]
+
+
+def test_a_file_that_is_cut_off_gives_the_frames_that_are_left(tmp_path):
+    """The header still promises 100 frames; the rule is applied to those that are there."""
+    whole = write_video(tmp_path / "whole.avi", numbered_frames(100)).read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
+    numbers = data.read_video(tmp_path / "cut.avi", 8)[:, 0, 0, 0] // 2
+    assert numbers.tolist() in [data.sample_frames(left, 8).tolist() for left in range(20, 60)]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video " * 100])
+def test_a_file_that_is_no_video_is_an_error_of_one_line(tmp_path, content):
+    (tmp_path / "video.avi").write_bytes(content)
+    with pytest.raises((ValueError, OSError)) as error:
+        data.read_video(tmp_path / "video.avi", 8)
+    assert "\n" not in str(error.value)
+
+
+def test_center_crop_is_the_short_side_to_256_and_the_central_224(tmp_path):
+    smooth = resize(torch.rand(2, 3, 6, 8) * 255, [240, 330]).byte()
+    expected = Compose([Resize(256), CenterCrop(224)])(smooth)
+    assert (data.center_crop(smooth, 224).int() - expected.int()).abs().max() <= 2
+
+
+def test_random_crop_has_the_sizes_and_places_of_the_recipe():
+    """The video shows its own coordinates, red = y and green = x, so that a crop tells where it was cut."""
+    h, w = 100, 140
+    video = torch.zeros(1, 3, h, w, dtype=torch.uint8)
+    video[0, 0], video[0, 1] = torch.arange(h)[:, None], torch.arange(w)[None]
+    sizes = {(a, b) for a in (100, 88, 75, 66) for b in (100, 88, 75, 66)}
+    seen, places, flips = set(), Counter(), 0
+    for seed in range(600):
+        crop = data.random_crop(video, 224, np.random.default_rng(seed))[0].float()
+        top, bottom = crop[0, 0, 0], crop[0, -1, 0]
+        left, right = sorted((crop[1, 0, 0], crop[1, 0, -1]))
+        flips += bool(crop[1, 0, 0] > crop[1, 0, -1])
+        height, width = round((bottom - top + 1).item()), round((right - left + 1).item())
+        seen.add(min(sizes, key=lambda size: abs(size[0] - height) + abs(size[1] - width)))
+        down, across = top / max(h - height, 1), left / (w - width)
+        places[(round(down.item() * 2) / 2 if height < h - 5 else "any", round(across.item() * 2) / 2)] += 1
+    steps = [100, 88, 75, 66]
+    assert seen == {(a, b) for a, b in sizes if abs(steps.index(a) - steps.index(b)) <= 1}
+    assert set(places) == {(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5), ("any", 0), ("any", 1), ("any", 0.5)}
+    assert 240 < flips < 360
+
+
+@pytest.fixture
+def ucf101(tmp_path):
+    """A tree in UCF101's layout: two classes, three readable clips each."""
+    root = tmp_path / "ucf101"
+    (root / "ucfTrainTestlist").mkdir(parents=True)
+    (root / "ucfTrainTestlist" / "classInd.txt").write_text("1 ApplyEyeMakeup\n2 YoYo\n")
+    clips = []
+    for name in ("ApplyEyeMakeup", "YoYo"):
+        (root / "UCF-101" / name).mkdir(parents=True)
+        for group in (1, 2, 3):
+            file = f"{name}/v_{name}_g{group:02}_c01.avi"
+            write_video(root / "UCF-101" / file, numbered_frames(10 * group))
+            clips.append(file)
+    train = [f"{clip} {1 + ('YoYo' in clip)}\n" for clip in clips if "g01" not in clip]
+    (root / "ucfTrainTestlist" / "trainlist02.txt").write_text("".join(train))
+    (root / "ucfTrainTestlist" / "testlist02.txt").write_text("".join(f"{c}\n" for c in clips if "g01" in c))
+    return root
+
+
+def test_ucf101_lists_are_read(ucf101):
+    samples, names = data.read_dataset("ucf101", ucf101, split=2, train=True)
+    assert names == ["apply eye makeup", "yo yo"]
+    assert [(path.name, label) for path, label in samples] == [
+        ("v_ApplyEyeMakeup_g02_c01.avi", 0), ("v_ApplyEyeMakeup_g03_c01.avi", 0),
+        ("v_YoYo_g02_c01.avi", 1), ("v_YoYo_g03_c01.avi", 1)]
+    samples, _ = data.read_dataset("ucf101", ucf101, split=2, train=False)
+    assert [path.name for path, _ in samples] == ["v_ApplyEyeMakeup_g01_c01.avi", "v_YoYo_g01_c01.avi"]
+    assert all(path.is_file() for path, _ in samples)
+
+
+def test_a_data_set_that_is_not_there_says_what_belongs_where(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        data.read_dataset("ucf101", tmp_path / "nothing")
+    for part in (str(tmp_path / "nothing"), "classInd.txt", "UCF-101/<Class>/*.avi", "https://www.crcv.ucf.edu/data/UCF101/UCF101.rar"):
+        assert part in str(error.value)
+
+
+def test_batches_are_the_same_for_any_number_of_workers_and_processes(ucf101):
+    samples, _ = data.read_dataset("ucf101", ucf101, split=2, train=True)
+    dataset = data.VideoDataset(samples, 4, 16, train=True, seed=5)
+
+    def epoch(workers, world):
+        """The clips of epoch 3 by index, and the batches as sets of indices."""
+        clips, batches = {}, [set(), set()]
+        for rank in range(world):
+            order = data.Batches(len(dataset), 2, 5, rank, world)
+            order.epoch = 3
+            for i, (video, label, index, _) in enumerate(data.make_loader(dataset, order, workers)):
+                clips |= {int(k): (v, int(name)) for k, v, name in zip(index, video, label)}
+                batches[i] |= set(index.tolist())
+        return clips, batches
+
+    (clips, batches), *others = [epoch(*setup) for setup in ((0, 1), (1, 1), (3, 1), (0, 2))]
+    assert len(clips) == 4
+    for other, other_batches in others:
+        assert batches == other_batches
+        assert all(torch.equal(clips[i][0], other[i][0]) and clips[i][1] == other[i][1] for i in clips)
+
+
+def test_training_order_changes_with_the_epoch_and_the_seed():
+    def order(seed, epoch):
+        batches = data.Batches(100, 10, seed)
+        batches.epoch = epoch
+        return [index for batch in batches for _, index in batch]
+
+    assert sorted(order(1, 0)) == list(range(100))
+    assert len({tuple(order(*key)) for key in ((1, 0), (1, 1), (2, 0))}) == 3
+    assert order(1, 0) == order(1, 0)
+
+
+@pytest.mark.parametrize(("length", "batch_size", "world"), [(101, 21, 3), (5, 8, 4), (16, 4, 2), (1, 3, 3)])
+def test_test_order_has_every_video_once(length, batch_size, world):
+    seen = []
+    for rank in range(world):
+        batches = data.Batches(length, batch_size, None, rank, world)
+        assert len(list(batches)) == len(batches)
+        seen += [index for batch in batches for _, index in batch]
+    assert sorted(seen) == list(range(length))
+
+
+def test_an_unreadable_video_is_replaced_in_training_and_blank_in_evaluation(ucf101):
+    samples, _ = data.read_dataset("ucf101", ucf101, split=2, train=True)
+    samples[1][0].write_bytes(b"")
+    video, label, index, error = data.VideoDataset(samples, 4, 16, train=True)[0, 1]
+    assert (index, label) == (2, 1)
+    assert error.startswith(str(samples[1][0]))
+    same, _, _, no_error = data.VideoDataset(samples, 4, 16, train=True)[0, 2]
+    assert torch.equal(video, same)
+    assert no_error == ""
+    video, label, index, error = data.VideoDataset(samples, 4, 16, train=False)[0, 1]
+    assert (index, label) == (1, 0)
+    assert not video.any()
+    assert error.startswith(str(samples[1][0]))

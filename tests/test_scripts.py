@@ -1,0 +1,129 @@
+"""The commands of the README, run as a user runs them."""
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import PROJECT, script
+from PIL import Image
+
+import clip
+import train
+
+
+@pytest.fixture(scope="session")
+def run(home, tmp_path_factory):
+    """The default run of train.py: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("run") / "toy"
+    return folder, script("train.py", "--out", folder, home=home).stdout
+
+
+@pytest.fixture(scope="session")
+def results(run, home):
+    """The results of evaluate.py on the model of that run."""
+    out = run[0].parent / "evaluation"
+    script("evaluate.py", "--weights", run[0] / "best.pt", "--out", out, home=home)
+    return json.loads((out / "results.json").read_text())
+
+
+def test_zero_shot_clip_does_not_know_the_actions(home, tmp_path):
+    script("evaluate.py", "--zero-shot", "--out", tmp_path, home=home)
+    zero_shot = json.loads((tmp_path / "results.json").read_text())
+    assert zero_shot["top1"] < 25
+    assert zero_shot["count"] == 352
+    assert zero_shot["unreadable"] == []
+
+
+def test_fine_tuning_learns_them(run, results):
+    assert results["top1"] >= 90
+    assert results["top5"] >= 99
+    assert f"fine-tuned     {results['top1']:.1f}" in run[1]
+
+
+def test_a_run_leaves_its_checkpoints_log_arguments_and_curves(run):
+    folder, _ = run
+    assert {path.name for path in folder.iterdir()} == {"last.pt", "best.pt", "log.jsonl", "args.json", "curves.png"}
+    arguments = json.loads((folder / "args.json").read_text())
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    steps, validations = [r for r in log if "loss" in r], [r for r in log if "top1" in r]
+    assert [r["step"] for r in steps] == list(range(1, len(steps) + 1))
+    assert [r["epoch"] for r in validations] == list(range(arguments["epochs"] + 1))
+    assert steps[-1]["loss"] < steps[0]["loss"] / 1.5
+    assert all({"lr", "videos_per_second", "data_wait"} <= r.keys() for r in steps)
+    assert Image.open(folder / "curves.png").size[0] > 800
+    checkpoint = torch.load(folder / "best.pt", weights_only=True)
+    assert checkpoint["template"] == "a photo of a {}."
+    assert checkpoint["args"]["seed"] == arguments["seed"]
+    assert len(checkpoint["classes"]) == 25
+
+
+def test_a_run_is_never_overwritten(run, home):
+    process = script("train.py", "--out", run[0], home=home, check=False)
+    assert process.returncode == 2
+    assert process.stderr == f"train.py: error: --out {run[0]} holds a run already (see --help)\n"
+
+
+def test_word_embeddings_are_not_trained_and_the_rest_is(run):
+    before, after = clip.load("tiny").state_dict(), clip.load(run[0] / "last.pt").state_dict()
+    assert [name for name in before if torch.equal(before[name], after[name])] == ["token_embedding.weight"]
+    assert after["logit_scale"] <= math.log(100)
+
+
+def test_two_processes_count_the_same_as_one(run, results, home, tmp_path):
+    """Seven videos a process and batch, 352 videos: the last batches are short."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*torchrun, PROJECT / "evaluate.py", "--weights", run[0] / "best.pt", "--batch-size", "14",
+                    "--workers", "1", "--out", tmp_path], check=True, timeout=300)
+    two = json.loads((tmp_path / "results.json").read_text())
+    assert [two[key] for key in ("top1", "top5", "count")] == [results[key] for key in ("top1", "top5", "count")]
+
+
+def test_learning_rate_rises_from_zero_and_falls_to_a_hundredth():
+    rates = [train.learning_rate(step, steps=100, warmup_steps=20, peak=1.0) for step in range(101)]
+    assert rates[:20] == [step / 20 for step in range(20)]
+    assert rates[20:] == [pytest.approx(0.01 + 0.99 * math.cos(math.pi * step / 200) ** 2) for step in range(20, 101)]
+    assert rates[100] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("arguments", "status", "message"), [
+    (["train.py", "--epochs", "0"], 2, "--epochs: 0 is not a number from 1 on"),
+    (["train.py", "--lr", "fast"], 2, "--lr: invalid number value: 'fast'"),
+    (["train.py", "--lr", "nan"], 2, "--lr: nan is not a number"),
+    (["train.py", "--data", "nosuch"], 2, "--data: invalid choice: 'nosuch'"),
+    (["train.py", "--gpus", "64"], 2, "--gpus 64: this machine has"),
+    (["train.py", "--template", "a photo"], 2, "--template: 'a photo' has no {} for the class name"),
+    (["train.py", "--frobnicate"], 2, "unrecognized arguments: --frobnicate"),
+    (["train.py", "--weights", "nosuch.pt"], 1, "'nosuch.pt' is neither a file nor a model"),
+    (["train.py", "--batch-size", "5000"], 1, "training videos do not fill a --batch-size of 5000"),
+    (["evaluate.py", "--zero-shot", "--weights", "x.pt"], 2, "--zero-shot is about plain CLIP"),
+    (["evaluate.py", "--weights", "LICENSE"], 1, "LICENSE is not a file of weights"),
+    (["evaluate.py", "--model", "ViT-B/16"], 1, "ViT-B-16.pt is missing; get it from https://"),
+    (["evaluate.py", "--split", "4"], 2, "--split: invalid choice"),
+])
+def test_a_wrong_call_is_told_in_one_line(arguments, status, message, home):
+    process = script(*arguments, home=home, check=False)
+    errors = [line for line in process.stderr.splitlines() if line.strip()]
+    assert process.returncode == status
+    assert message in errors[-1]
+    assert errors[-1].startswith(f"{arguments[0]}: error: ")
+    assert len(errors) == 1
+
+
+def test_ucf101_without_data_and_without_gpu(home, tmp_path):
+    arguments = ("train.py", "--data", "ucf101", "--gpus", "1")
+    process = script(*arguments, home=home, cwd=tmp_path, check=False, CUDA_VISIBLE_DEVICES="")
+    assert process.returncode == 1
+    assert process.stdout == "warning: --gpus 1, but there is no GPU here: running on the CPU\n"
+    assert f"ucf101 is not in {tmp_path / 'datasets' / 'ucf101'}" in process.stderr
+    assert "unrar x UCF101.rar" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(home, tmp_path):
+    arguments = ("train.py", "--lr", "1e30", "--warmup-epochs", "0", "--out", tmp_path / "run")
+    process = script(*arguments, home=home, check=False)
+    assert process.returncode == 1
+    assert "the loss is nan at step" in process.stderr
+    assert "Traceback" not in process.stderr
