@@ -137,8 +137,12 @@ class Transformer(nn.Module):
         self.causal = causal
         self.resblocks = nn.ModuleList(Block(width) for _ in range(layers))
 
-    def forward(self, x):  # [N, L, width] -> [N, L, width]
-        for block in self.resblocks:
+    def forward(self, x, prompts=None, at=None):
+        """[N, L, width] to the same shape. With `prompts`, [depth, n_ctx, width], the first of which stands in x at the
+        positions from `at` on, the next ones take its place there, one before each of the blocks 1 to depth - 1."""
+        for i, block in enumerate(self.resblocks):
+            if prompts is not None and 0 < i < len(prompts):
+                x = torch.cat([x[:, :at], prompts[i].expand(len(x), -1, -1), x[:, at + prompts.shape[1] :]], dim=1)
             x = block(x, self.causal)
         return x
 
@@ -157,11 +161,13 @@ class VisionTransformer(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.randn(width, embed_dim) * width ** -0.5)
 
-    def forward(self, images):  # [N, 3, S, S] -> [N, D]
+    def forward(self, images, prompts=None):  # [N, 3, S, S], [depth, n_ctx, width] -> [N, D]
         x = self.conv1(images).flatten(2).transpose(1, 2)  # [N, patches, width]
-        x = torch.cat([self.class_embedding.expand(len(x), 1, -1).to(x.dtype), x], dim=1)
-        x = self.ln_pre(x + self.positional_embedding)
-        x = self.transformer(x)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1) + self.positional_embedding
+        at = x.shape[1]
+        if prompts is not None:  # behind the patches, without position
+            x = torch.cat([x, prompts[0].expand(len(x), -1, -1)], dim=1)
+        x = self.transformer(self.ln_pre(x), prompts, at)
         return self.ln_post(x[:, 0]) @ self.proj
 
 
@@ -183,6 +189,9 @@ class CLIP(nn.Module):
         self.ln_final = nn.LayerNorm(text_width)
         self.text_projection = nn.Parameter(torch.randn(text_width, embed_dim) * text_width ** -0.5)
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        # Prompts [depth, n_ctx, width] of the two encoders (section 3.2), None in a model without.
+        self.register_parameter("visual_prompts", None)
+        self.register_parameter("text_prompts", None)
         # Not persistent: a state dict has OpenAI's entries and no others.
         self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073], device="cpu"), persistent=False)
         self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711], device="cpu"), persistent=False)
@@ -202,7 +211,7 @@ class CLIP(nn.Module):
         """Images [N, 3, S, S], raw uint8 or normalised float, to embeddings [N, D], not normalised."""
         if images.dtype == torch.uint8:
             images = self.normalize(images)
-        return self.visual(images)
+        return self.visual(images, self.visual_prompts)
 
     def encode_video(self, video):
         """Videos [B, T, 3, S, S] to embeddings [B, D], not normalised: the mean of their frames' (section 3.1)."""
@@ -211,9 +220,13 @@ class CLIP(nn.Module):
 
     def encode_text(self, tokens):
         """Tokens [C, L], as `tokenizer` makes them, to embeddings [C, D], not normalised."""
-        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]  # [C, L, width]
-        x = self.ln_final(self.transformer(x))
+        x = self.token_embedding(tokens)  # [C, L, width]
         end = tokens.argmax(dim=-1)  # the end token has the highest id of the vocabulary
+        if self.text_prompts is not None:  # between the start token and the text
+            x = torch.cat([x[:, :1], self.text_prompts[0].expand(len(x), -1, -1), x[:, 1:]], dim=1)
+            end = end + self.text_prompts.shape[1]
+        x = x + self.positional_embedding[: x.shape[1]]
+        x = self.ln_final(self.transformer(x, self.text_prompts, at=1))
         return x[torch.arange(len(x), device=x.device), end] @ self.text_projection
 
     def logits(self, video, text):
