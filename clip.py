@@ -11,10 +11,20 @@ Nothing is added: no layer looks across time. The parameters have OpenAI's own n
 
 Shapes: B videos of T frames, N images, S pixels a side, C texts of L tokens, D the width of the common space.
 """
+import collections
+import fcntl
 import functools
 import gzip
+import hashlib
 import html
+import http.client
+import itertools
+import os
 import pickle
+import re
+import time
+import urllib.request
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -23,6 +33,7 @@ import regex
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From text to tokens
@@ -138,8 +149,8 @@ class Transformer(nn.Module):
         self.resblocks = nn.ModuleList(Block(width) for _ in range(layers))
 
     def forward(self, x, prompts=None, at=None):
-        """[N, L, width] to the same shape. With `prompts`, [depth, n_ctx, width], the first of which stands in x at the
-        positions from `at` on, the next ones take its place there, one before each of the blocks 1 to depth - 1."""
+        """[N, L, width] to the same shape. With `prompts`, [depth, n_ctx, width], x has the first of them at the
+        positions from `at` on, and the others take that place in turn, one before each of the following blocks."""
         for i, block in enumerate(self.resblocks):
             if prompts is not None and 0 < i < len(prompts):
                 x = torch.cat([x[:, :at], prompts[i].expand(len(x), -1, -1), x[:, at + prompts.shape[1] :]], dim=1)
@@ -242,9 +253,9 @@ class CLIP(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Weights
+# Getting weights
 
-ADDRESS = "https://openaipublic.azureedge.net/clip/models"  # the folder of each file is its SHA-256
+ADDRESS = "https://openaipublic.azureedge.net/clip/models"  # below it, each file is in a folder named by its SHA-256
 MODELS = {
     "ViT-B/32": f"{ADDRESS}/40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
     "ViT-B/16": f"{ADDRESS}/5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt",
@@ -253,29 +264,203 @@ MODELS = {
     "tiny": str(Path(__file__).parent / "toy" / "tiny.pt"),
 }
 VOCABULARY = "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz"
+VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 TINY_VOCABULARY = 2 * 256 + 2
+TIMEOUT = 20  # seconds without a byte after which a connection counts as broken
+ATTEMPTS = 3  # in a row without a new byte, after which a download is given up
 
 
-def cached(address):
-    """Where a file lives on disk: OpenAI's own cache folder, so that those who have it need no second copy.
+def fetch(address):
+    """The path of one of OpenAI's files, in the cache folder of their own package, downloaded if it is not there.
 
-    Raises FileNotFoundError that says where to get it and where to put it.
+    A download grows in NAME.part, which a later call resumes, and takes its name once its SHA-256 is right. Raises
+    OSError that says what to put where by hand if that fails.
     """
-    path = Path(address) if "://" not in address else Path.home() / ".cache" / "clip" / address.rsplit("/")[-1]
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; get it from {address}")
+    if "://" not in address:
+        return Path(address)
+    sha256 = VOCABULARY_SHA256 if address == VOCABULARY else address.split("/")[-2]
+    path = Path.home() / ".cache" / "clip" / address.split("/")[-1]
+    if path.exists():
+        return path
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # of two processes one downloads and the other waits here, until ...
+            if path.exists():  # ... it finds the file
+                part.unlink(missing_ok=True)
+                return path
+            download(address, file)
+            file.seek(0)
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                file.truncate(0)
+                raise OSError("what came has the wrong SHA-256")
+            part.rename(path)
+    except (OSError, http.client.HTTPException) as error:
+        files = " and ".join(dict.fromkeys((address, VOCABULARY)))
+        raise OSError(f"cannot download {path.name}: {error}. By hand: put {files} into {path.parent}") from error
     return path
+
+
+def download(address, file):
+    """Appends to an open file what it still lacks of an address, over as many connections as that takes."""
+    failures = 0
+    while True:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            request = urllib.request.Request(address, headers={"Range": f"bytes={before}-"})
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+                if answer.status != 206:  # not the rest but the whole
+                    file.truncate(0)
+                total = file.seek(0, os.SEEK_END) + int(answer.headers.get("Content-Length", 0))
+                name = address.split("/")[-1]
+                with tqdm(desc=name, total=total, initial=file.tell(), unit="B", unit_scale=True, disable=None) as bar:
+                    while chunk := answer.read(2 ** 20):
+                        bar.update(file.write(chunk))
+                if file.tell() >= total:
+                    return
+                raise OSError(f"the connection broke after {file.tell()} of {total} bytes")
+        except (OSError, http.client.HTTPException) as error:
+            if getattr(error, "code", None) == 416:  # nothing is lacking
+                return
+            failures = 0 if file.tell() > before else failures + 1
+            if failures == ATTEMPTS or getattr(error, "code", 500) < 500:  # 404 will not change
+                raise
+            time.sleep(failures)
 
 
 def read_merges(vocab_size):
     """The merges of a vocabulary of that size: pairs of tokens, from OpenAI's vocabulary file."""
-    with gzip.open(cached(VOCABULARY), "rt", encoding="utf-8") as file:
+    with gzip.open(fetch(VOCABULARY), "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")
     return [tuple(line.split()) for line in lines[1 : vocab_size - TINY_VOCABULARY + 1]]  # the first line is a comment
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading weights
+
+
+IMAGENET = {"mean": torch.tensor([0.485, 0.456, 0.406]), "std": torch.tensor([0.229, 0.224, 0.225])}
+NO_PARAMETERS = ("input_resolution", "context_length", "vocab_size")  # three more entries of OpenAI's archives
+SUPPORTED = ("supported are CLIPs with a ViT from OpenAI, Hugging Face and OpenCLIP, and checkpoints of this project "
+             "and of the original ViFi-CLIP")
+
+
+def unpack(path):
+    """The content of a file of weights. Nothing but tensors and plain containers is unpickled.
+
+    Raises ValueError if it is no such file, or a damaged one.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # an optional dependency
+
+            return load_file(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                scripted = any(name.endswith("/constants.pkl") for name in archive.namelist())
+            if scripted:  # OpenAI's own files are TorchScript, which torch.load refuses
+                with warnings.catch_warnings(action="ignore"):  # it is deprecated, and there is no other way
+                    return torch.jit.load(path, map_location="cpu").state_dict()
+        # Checkpoints of the original ViFi-CLIP hold their settings in a CfgNode of the package yacs, a kind of dict.
+        with torch.serialization.safe_globals([(collections.OrderedDict, "yacs.config.CfgNode")]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except ImportError:
+        raise ValueError(f"{path} needs the package safetensors: pip install safetensors") from None
+    except pickle.UnpicklingError as error:  # torch's own message advises to run the code
+        code = re.search(r"GLOBAL (\S+)|global (\S+)", str(error))
+        reason = f"it wants to run {code[1] or code[2]}" if code else "it cannot be unpickled"
+        raise ValueError(f"{path} is not a file of weights: {reason} ({SUPPORTED})") from error
+    except Exception as error:  # torch and safetensors raise almost anything for a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is damaged or not a file of weights: {reason} ({SUPPORTED})") from error
+
+
+# OpenAI's names for parts of the names in Hugging Face's CLIPModel, to be replaced in this order
+HUGGING_FACE = {
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding": "visual.conv1",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm": "visual.ln_pre",  # spelled like that
+    "vision_model.post_layernorm": "visual.ln_post",
+    "vision_model.encoder.layers": "visual.transformer.resblocks",
+    "visual_projection.weight": "visual.proj",
+    "text_model.embeddings.token_embedding": "token_embedding",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.encoder.layers": "transformer.resblocks",
+    "text_model.final_layer_norm": "ln_final",
+    "text_projection.weight": "text_projection",
+    "self_attn.": "attn.",
+    "layer_norm": "ln_",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def from_hugging_face(state):
+    """The state dict of a CLIPModel of Hugging Face's transformers in OpenAI's names and layout."""
+    ours = {}
+    for name, value in state.items():
+        for theirs, openai in HUGGING_FACE.items():
+            name = name.replace(theirs, openai)
+        ours[name] = value.T if name in ("visual.proj", "text_projection") else value
+    for name in [name for name in ours if ".q_proj." in name]:  # three matrices there are one here
+        parts = [ours.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
+        ours[name.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+    return {name: value for name, value in ours.items() if not name.endswith("position_ids")}
+
+
+def from_vifi_clip(state, base):
+    """The state dict of the original ViFi-CLIP code in OpenAI's names. The word embeddings, not trained there and not
+    stored, come from `base`. Prompts, which lie in the blocks there, become `visual_prompts` and `text_prompts`."""
+    ours = {}
+    for name, value in state.items():
+        if not name.startswith("prompt_learner.") and "VPT" not in name:
+            ours[name.replace("image_encoder.", "visual.").replace("text_encoder.", "")] = value
+    for prompts, first, encoder in (("visual_prompts", "image_encoder.VPT", "image_encoder"),
+                                    ("text_prompts", "prompt_learner.ctx", "text_encoder")):
+        if first in state:
+            deeper = (state.get(f"{encoder}.transformer.resblocks.{i}.VPT_shallow") for i in itertools.count(1))
+            ours[prompts] = torch.stack([state[first], *itertools.takewhile(torch.is_tensor, deeper)])
+    if base is None:
+        width_and_positions = ours["visual.positional_embedding"].shape[::-1]
+        base = {(768, 50): "ViT-B/32", (768, 197): "ViT-B/16", (1024, 257): "ViT-L/14",
+                (1024, 577): "ViT-L/14@336px"}.get(width_and_positions)
+        if base is None:
+            raise ValueError("a checkpoint of the original ViFi-CLIP needs the CLIP that it was made from as `base`")
+    ours["token_embedding.weight"] = read(base)["model"]["token_embedding.weight"]
+    return ours
+
+
+def read(weights, base=None):
+    """What is in a file of weights: a dict with the state dict, in OpenAI's names, as "model", and of a checkpoint also
+    "mean", "std", "template", "classes" and "args". The arguments and errors are those of `load`."""
+    path = Path(weights)
+    if weights in MODELS:
+        path = fetch(MODELS[weights])
+    elif not path.is_file():
+        raise FileNotFoundError(f"{str(weights)!r} is neither a file nor a model; the models are {', '.join(MODELS)}")
+    content = unpack(path)
+    state = content
+    for key in ("model", "state_dict"):
+        state = state.get(key, state) if isinstance(state, dict) else state
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds no state dict ({SUPPORTED})")
+    told = {key: content[key] for key in ("mean", "std", "template", "classes", "args") if key in content}
+    state = {str(name).removeprefix("module.").removeprefix("text."): value for name, value in state.items()
+             if name not in NO_PARAMETERS}
+    if "vision_model.embeddings.class_embedding" in state:
+        state = from_hugging_face(state)
+    elif "image_encoder.class_embedding" in state:
+        told = {**IMAGENET, "template": "{}." if "prompt_learner.ctx" in state else "a photo of a {}."}
+        state = from_vifi_clip(state, base)
+    elif "visual.layer1.0.conv1.weight" in state:
+        raise ValueError(f"{path} holds a CLIP with a ResNet ({SUPPORTED})")
+    return {"model": state, **told}
+
+
 def dimensions(state):
-    """The arguments of CLIP for a state dict. Raises KeyError for what is none of a CLIP with a ViT."""
+    """The arguments of CLIP for a state dict. Raises KeyError for one that is not of a CLIP with a ViT."""
 
     def layers(prefix):
         return len([name for name in state if name.startswith(prefix) and name.endswith(".ln_1.weight")])
@@ -289,45 +474,49 @@ def dimensions(state):
                 text_layers=layers("transformer."))
 
 
-def read(weights):
-    """What a file of weights, a name in MODELS or a path, holds: a dict with the state dict as "model", and in a
-    checkpoint of train.py also "mean", "std", "template", "classes" and "args". No code in the file is run.
+def resize_positions(embedding, grid):
+    """Position embeddings [1 + g * g, width] of the class token and g x g patches, for another grid: bicubic."""
+    first, patches = embedding[:1], embedding[1:]
+    side = round(len(patches) ** 0.5)
+    patches = patches.unflatten(0, (side, side)).permute(2, 0, 1)[None]  # [1, width, g, g]
+    patches = F.interpolate(patches, (grid, grid), mode="bicubic", antialias=True)
+    return torch.cat([first, patches[0].flatten(1).T])
 
-    Raises FileNotFoundError if it is not there, ValueError if it is something else.
+
+def load(weights, device="cpu", base=None, image_size=None):
+    """The CLIP of a name in MODELS or of a file, in float32.
+
+    The file may be OpenAI's TorchScript archive; a state dict with OpenAI's names, alone or under "model" or
+    "state_dict"; one of OpenCLIP for the same architectures (QuickGELU, heads 64 wide: the file does not tell); one of
+    Hugging Face's CLIPModel, .bin or .safetensors; a checkpoint of ours; or one of the original ViFi-CLIP, whose word
+    embeddings come from `base`, a name or path, by default OpenAI's model of the same dimensions.
+
+    `image_size` is the side of the input in pixels, a multiple of the patch size, if it is to be another than that of
+    the weights: their position embeddings are interpolated.
+
+    Raises FileNotFoundError if there is no such file, OSError if it cannot be downloaded, and ValueError if it holds
+    something else.
     """
-    path = Path(weights)
-    if weights in MODELS:
-        path = cached(MODELS[weights])
-    elif not path.is_file():
-        raise FileNotFoundError(f"{str(weights)!r} is neither a file nor a model; the models are {', '.join(MODELS)}")
+    content = read(weights, base)
     try:
-        with zipfile.ZipFile(path) as archive:
-            scripted = any(name.endswith("/constants.pkl") for name in archive.namelist())
-        if scripted:  # OpenAI's own files are TorchScript, which torch.load refuses
-            content = torch.jit.load(path, map_location="cpu").state_dict()
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a file of weights: {str(error).splitlines()[0]}") from error
-    return content if "model" in content else {"model": content}
-
-
-def load(weights, device="cpu"):
-    """The CLIP of a name in MODELS or of a file, in float32. The file may be OpenAI's archive, a state dict with
-    OpenAI's names, or a checkpoint of train.py.
-
-    Raises FileNotFoundError if it is not there, ValueError if it is something else.
-    """
-    content = read(weights)
-    try:
-        state = {name: value.float() for name, value in content["model"].items()
-                 if name not in ("input_resolution", "context_length", "vocab_size")}  # three more entries of OpenAI's
+        state = {name: value.float() for name, value in content["model"].items()}
+        sizes = dimensions(state)
+        if image_size not in (None, sizes["image_size"]):
+            grid, rest = divmod(image_size, sizes["patch_size"])
+            if rest or not grid:
+                raise ValueError(f"image size {image_size} is no multiple of the patch size {sizes['patch_size']}")
+            state["visual.positional_embedding"] = resize_positions(state["visual.positional_embedding"], grid)
         with torch.device("meta"):  # nothing is initialised only to be overwritten
-            model = CLIP(**dimensions(state))
+            model = CLIP(**sizes | {"image_size": image_size or sizes["image_size"]})
+            for name in ("visual_prompts", "text_prompts"):
+                if name in state:
+                    setattr(model, name, nn.Parameter(torch.empty_like(state[name])))
         model.load_state_dict(state, assign=True)
     except (AttributeError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{weights} does not hold a CLIP with a ViT: {str(error).splitlines()[0]}") from error
-    if "template" in content:
-        model.mean, model.std, model.template = content["mean"], content["std"], content["template"]
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[-1].strip()
+        raise ValueError(f"{weights} does not hold a CLIP: {reason} ({SUPPORTED})") from error
+    for name in ("mean", "std", "template"):
+        if name in content:
+            setattr(model, name, content[name])
     _ = model.tokenizer  # so that a missing vocabulary is told now
     return model.to(device)

@@ -32,7 +32,7 @@ def add_arguments(parser, batch_size):
     data.add_arguments(parser)
     group = parser.add_argument_group("model")
     group.add_argument("--model", choices=clip.MODELS, help="the CLIP to start from (default: ViT-B/16, toy tiny)")
-    group.add_argument("--weights", help="weights to take in its place: a file, or a name as for --model")
+    group.add_argument("--weights", help="weights to take in its place: a file of any CLIP with a ViT, or a name")
     group = parser.add_argument_group("machine")
     group.add_argument("--gpus", type=data.at_least(0), help="GPUs to use; 0 is the CPU (default: 1 if there is one)")
     group.add_argument("--batch-size", type=data.at_least(1),
@@ -166,7 +166,7 @@ def parse_args():
     if args.zero_shot and args.weights:
         parser.error("--zero-shot is about plain CLIP: give --model, not --weights")
     # What is not said is as it was when the weights were trained.
-    trained = clip.read(args.weights).get("args", {}) if args.weights else {}
+    trained = clip.read(args.weights, args.model).get("args", {}) if args.weights else {}
     for name in ("frames",) if args.data else ("frames", "data", "root", "split"):
         if getattr(args, name) is None:
             setattr(args, name, trained.get(name))
@@ -178,7 +178,7 @@ def main():
     args = parse_args()
     device = start(args)
     samples, classes = data.read_dataset(args.data, args.root, args.split)
-    model = clip.load(args.weights or args.model, device)
+    model = clip.load(args.weights or args.model, device, base=args.model)
     tokens = class_tokens(model, classes, args.template or model.template)
     say(f"{args.weights or args.model} on {args.data}, split {args.split}: {len(samples)} videos, {len(classes)} "
         f"classes, {args.frames} frames a video, prompt {args.template or model.template!r}")

@@ -239,7 +239,7 @@ def main():
     device = evaluate.start(args)
     train_samples, classes = data.read_dataset(args.data, args.root, args.split, train=True)
     val_samples, _ = data.read_dataset(args.data, args.root, args.split)
-    model = clip.load(args.weights or args.model, device)
+    model = clip.load(args.weights or args.model, device, base=args.model)
     model.token_embedding.requires_grad_(False)
     before, best = fit(args, model, train_samples, val_samples, classes, device)
     minutes, seconds = divmod(round(time.perf_counter() - begin), 60)
