@@ -42,6 +42,11 @@ def reference():
     return model
 
 
+def distance(a, b):
+    """The relative distance of two tensors."""
+    return ((a - b).norm() / b.norm()).item()
+
+
 def write_video(path, frames, codec="ffv1", pix_fmt="bgr0", rate=25):
     """Writes uint8 [T, h, w, 3]; lossless unless another codec is named."""
     with av.open(str(path), "w") as container:

@@ -1,11 +1,13 @@
 """The model and its tokenizer against open_clip and against formulas written out."""
-import json
-import zipfile
+import functools
 
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import distance
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchvision.transforms.v2.functional import normalize
 
 import clip
@@ -28,10 +30,6 @@ def model(reference, tmp_path):
 @pytest.fixture
 def tokens():
     return open_clip.get_tokenizer("ViT-B-32")(["a photo of archery.", "a dog", "a longer description of one video"])
-
-
-def distance(a, b):
-    return ((a - b).norm() / b.norm()).item()
 
 
 def test_tokens_are_those_of_open_clip(model):
@@ -114,44 +112,110 @@ def test_text_after_the_end_token_does_not_matter(model, tokens):
         assert distance(short_grads[name], grad) < 1e-5, name
 
 
-def test_openai_archive_loads(reference, tmp_path, tokens):
-    """OpenAI's files are TorchScript archives in half precision with three entries that are no parameters."""
-
-    class Archive(torch.nn.Module):
-        def forward(self, x):
-            return x
-
-    archive = Archive()
-    state = {name: value.half() for name, value in reference.state_dict().items()}
-    for name, value in (("input_resolution", 64), ("context_length", 77), ("vocab_size", 49408)):
-        state[name] = torch.tensor(value)
-    for name, value in state.items():
-        *parents, leaf = name.split(".")
-        module = archive
-        for parent in parents:
-            if not hasattr(module, parent):
-                module.add_module(parent, Archive())
-            module = getattr(module, parent)
-        module.register_buffer(leaf, value)
-    torch.jit.script(archive).save(tmp_path / "ViT.pt")
-    model = clip.load(tmp_path / "ViT.pt")
-    assert model.logit_scale.dtype == torch.float32
-    assert distance(model.encode_text(tokens), reference.encode_text(tokens)) < 1e-2  # half precision in the file
+NASTY = st.text(st.sampled_from("aZé ß'_&;<#0½日한😀ﬁ\u0301\n\u200d-.tsrvemld"), max_size=60)
 
 
-def test_what_is_no_clip_is_told_in_one_line(tmp_path):
-    (tmp_path / "text.pt").write_text(json.dumps({"no": "weights"}))
-    torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
-    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
-        archive.writestr("a.txt", "hello")
-    for name in ("text.pt", "other.pt", "zip.pt"):
-        with pytest.raises(ValueError, match=name) as error:
-            clip.load(tmp_path / name)
-        assert "\n" not in str(error.value)
-    with pytest.raises(FileNotFoundError, match="ViT-B/16"):
-        clip.load(tmp_path / "nothing.pt")
+@given(st.lists(st.one_of(st.text(max_size=60), NASTY), min_size=1, max_size=50))
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_tokens_of_any_text_are_those_of_open_clip(texts):
+    ours = tokenizer()(texts, truncate=True)
+    assert torch.equal(F.pad(ours, (0, 77 - ours.shape[1])), open_clip.get_tokenizer("ViT-B-32")(texts))
 
 
-def test_weights_that_are_not_there_say_where_to_get_them():
-    with pytest.raises(FileNotFoundError, match=r"ViT-B-16.pt is missing; get it from https://.*/ViT-B-16.pt"):
-        clip.load("ViT-B/16")
+@functools.cache
+def tokenizer():
+    return clip.Tokenizer(clip.read_merges(49408))
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336"])
+def test_the_four_models_are_those_of_open_clip(name, tmp_path, monkeypatch):
+    """Of the size of OpenAI's, with random weights; biases and norms are spread too, so that a swapped one shows."""
+    torch.manual_seed(0)
+    for function in ("normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_"):
+        monkeypatch.setattr(torch.nn.init, function, lambda tensor, *args, **kwargs: tensor)  # saves half a minute
+    theirs = open_clip.create_model(f"{name}-quickgelu", pretrained=None)
+    with torch.no_grad():
+        for weight_name, weight in theirs.named_parameters():
+            weight.uniform_(-0.05, 0.05).add_("ln_" in weight_name)
+        theirs.logit_scale.fill_(3)
+    torch.save(theirs.state_dict(), tmp_path / "weights.pt")
+    ours = clip.load(tmp_path / "weights.pt")
+    (tmp_path / "weights.pt").unlink()  # 1.7 GB for the larger ones
+    assert ours.image_size == theirs.visual.image_size[0]
+    video = torch.randn(1, 2, 3, ours.image_size, ours.image_size)
+    tokens = ours.tokenizer(["a photo of archery.", "somebody is juggling balls"])
+    with torch.no_grad():
+        frames, text = theirs.encode_image(video[0]), theirs.encode_text(F.pad(tokens, (0, 77 - tokens.shape[1])))
+        logits = theirs.logit_scale.exp() * F.cosine_similarity(frames.mean(0)[None], text)
+        assert distance(ours.encode_image(video[0]), frames) < 1e-5
+        assert distance(ours.encode_video(video), frames.mean(0)[None]) < 1e-5
+        assert distance(ours.encode_text(tokens), text) < 1e-5
+        assert distance(ours(video, tokens), logits[None]) < 1e-5
+
+
+@torch.no_grad()
+def test_mixed_precision_is_close_and_logits_stay_in_float32(model, tokens):
+    video = torch.randn(2, 3, 3, 64, 64)
+    exact, text = model(video, tokens), model.encode_text(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(video, tokens)
+        assert distance(model.encode_text(tokens).float(), text) < 2e-2
+    assert mixed.dtype == torch.float32
+    assert distance(mixed, exact) < 2e-2
+
+
+def blocks_written_out(x, resblocks, prompts, at, causal):
+    """A transformer whose tokens at `at` ... are overwritten with prompts before each of its first blocks, a loop."""
+    for i, block in enumerate(resblocks):
+        rows = [[prompts[i][t - at] if i < len(prompts) and at <= t < at + prompts.shape[1] else row[t]
+                 for t in range(len(row))] for row in x]
+        x = torch.stack([torch.stack(row) for row in rows])
+        normed = F.layer_norm(x, x.shape[-1:], block.ln_1.weight, block.ln_1.bias)
+        mask = torch.full((x.shape[1],) * 2, -torch.inf).triu(1) if causal else None
+        x = x + F.multi_head_attention_forward(
+            *[normed.transpose(0, 1)] * 3, x.shape[-1], x.shape[-1] // 64, block.attn.in_proj_weight,
+            block.attn.in_proj_bias, None, None, False, 0.0, block.attn.out_proj.weight, block.attn.out_proj.bias,
+            need_weights=False, attn_mask=mask)[0].transpose(0, 1)
+        x = x + block.mlp(F.layer_norm(x, x.shape[-1:], block.ln_2.weight, block.ln_2.bias))
+    return x
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_text_prompts_are_a_plain_loop(model, depth):
+    """They stand between start token and text, with the positions of their place; deeper ones overwrite them."""
+    prompts, tokens = torch.randn(depth, 4, 128), model.tokenizer(["archery.", "a dog."])
+    model.text_prompts = torch.nn.Parameter(prompts)
+    word, position = model.token_embedding.weight[tokens], model.positional_embedding
+    rows = [torch.cat([w[:1], prompts[0], w[1:]]) + position[: 4 + len(w)] for w in word]
+    deeper = torch.cat([prompts[:1] + position[1:5], prompts[1:]])  # the first block's keep their positions
+    x = blocks_written_out(torch.stack(rows), model.transformer.resblocks, deeper, 1, causal=True)
+    ends = torch.stack([row[4 + ids.tolist().index(49407)] for row, ids in zip(x, tokens)])
+    expected = F.layer_norm(ends, (128,), model.ln_final.weight, model.ln_final.bias) @ model.text_projection
+    assert distance(model.encode_text(tokens), expected) < 1e-5
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_visual_prompts_are_a_plain_loop(model, depth):
+    """They stand behind the patches without position, the first go through ln_pre, deeper ones overwrite them."""
+    prompts, images, vit = torch.randn(depth, 3, 128), torch.randn(2, 3, 64, 64), model.visual
+    model.visual_prompts = torch.nn.Parameter(prompts)
+
+    def ln_pre(x):
+        return F.layer_norm(x, (128,), vit.ln_pre.weight, vit.ln_pre.bias)
+
+    patches = F.unfold(images, 16, stride=16).transpose(1, 2) @ vit.conv1.weight.flatten(1).T  # [2, 16, 128]
+    first = torch.cat([vit.class_embedding.expand(2, 1, -1), patches], dim=1) + vit.positional_embedding
+    rows = [torch.cat([image, prompts[0]]) for image in first]
+    deeper = torch.cat([ln_pre(prompts[:1]), prompts[1:]])
+    x = blocks_written_out(ln_pre(torch.stack(rows)), vit.transformer.resblocks, deeper, 17, causal=False)
+    expected = F.layer_norm(x[:, 0], (128,), vit.ln_post.weight, vit.ln_post.bias) @ vit.proj
+    assert distance(model.encode_image(images), expected) < 1e-5
+
+
+def test_prompts_are_part_of_the_state_dict_and_load_again(model, tmp_path):
+    assert not [name for name in model.state_dict() if "prompts" in name]
+    model.text_prompts = torch.nn.Parameter(torch.randn(2, 4, 128))
+    torch.save(model.state_dict(), tmp_path / "prompted.pt")
+    again = clip.load(tmp_path / "prompted.pt")
+    assert torch.equal(again.text_prompts, model.text_prompts)
+    assert again.visual_prompts is None

@@ -1,0 +1,342 @@
+"""Every form of weights that clip.load reads, what it refuses, and downloads over a bad line."""
+import gzip
+import hashlib
+import http.server
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+import types
+
+import open_clip
+import pytest
+import torch
+import transformers
+from conftest import PROJECT, distance
+
+import clip
+
+
+@pytest.fixture(scope="module")
+def state(reference):
+    return reference.state_dict()
+
+
+@pytest.fixture
+def base(state, tmp_path):
+    torch.save(state, tmp_path / "base.pt")
+    return tmp_path / "base.pt"
+
+
+def archive(state, path):
+    """Saves a state dict as OpenAI does: a TorchScript archive in half precision with three more entries."""
+
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    root = Module()
+    more = {"input_resolution": torch.tensor(64), "context_length": torch.tensor(77), "vocab_size": torch.tensor(49408)}
+    for name, value in {**{name: value.half() for name, value in state.items()}, **more}.items():
+        *parents, leaf = name.split(".")
+        module = root
+        for parent in parents:
+            if not hasattr(module, parent):
+                module.add_module(parent, Module())
+            module = getattr(module, parent)
+        module.register_buffer(leaf, value)
+    torch.jit.script(root).save(str(path))
+
+
+TEN_MORE = torch.tensor([0.0, 10.0])[:, None, None]
+
+
+def vifi_clip(state, depth=0, n_ctx=0):
+    """The state dict of the original code: "module." before all names, the encoders renamed, no word embeddings."""
+    theirs = {"prompt_learner.complete_text_embeddings": torch.zeros(3, 77, 128)}
+    for name, value in state.items():
+        if name.startswith("visual."):
+            theirs[name.replace("visual.", "image_encoder.")] = value
+        elif name == "logit_scale":
+            theirs[name] = value
+        elif name != "token_embedding.weight":
+            theirs[f"text_encoder.{name}"] = value
+    if depth:
+        del theirs["prompt_learner.complete_text_embeddings"]
+        theirs["prompt_learner.ctx"], theirs["image_encoder.VPT"] = torch.full((2, n_ctx, 128), 10.0) + TEN_MORE
+        theirs["prompt_learner.token_prefix"] = torch.zeros(3, 1, 128)
+        theirs["prompt_learner.token_suffix"] = torch.zeros(3, 9, 128)
+        for i in range(1, depth):
+            theirs[f"text_encoder.transformer.resblocks.{i}.VPT_shallow"] = torch.full((n_ctx, 128), 10.0 + i)
+            theirs[f"image_encoder.transformer.resblocks.{i}.VPT_shallow"] = torch.full((n_ctx, 128), 20.0 + i)
+    return {f"module.{name}": value for name, value in theirs.items()}
+
+
+@pytest.fixture
+def yacs(monkeypatch):
+    """A stand-in for the package yacs while a checkpoint is written; it is gone when the checkpoint is read."""
+    module, CfgNode = types.ModuleType("yacs.config"), type("CfgNode", (dict,), {})
+    CfgNode.__module__, CfgNode.__qualname__, module.CfgNode = "yacs.config", "CfgNode", CfgNode
+
+    def save(content, path):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+            patch.setitem(sys.modules, "yacs.config", module)
+            config = CfgNode(DATA=CfgNode(NUM_FRAMES=32), MODEL=CfgNode(ARCH="ViT-B/16"))
+            config.__dict__["__immutable__"] = True
+            torch.save({**content, "config": config}, path)
+
+    return save
+
+
+def assert_equal(model, state, precision=0.0):
+    ours = model.state_dict()
+    assert ours.keys() == state.keys()
+    for name, value in state.items():
+        assert ours[name].dtype == torch.float32
+        assert torch.allclose(ours[name], value.float(), rtol=precision, atol=precision), name
+
+
+def test_openai_archive(state, tmp_path):
+    archive(state, tmp_path / "ViT.pt")
+    assert_equal(clip.load(tmp_path / "ViT.pt"), state, precision=2e-3)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda state: state,
+    lambda state: {"state_dict": state, "epoch": 3, "optimizer": {}},
+    lambda state: {"model": {f"module.{name}": value for name, value in state.items()}},
+    lambda state: {"epoch": 1, "state_dict": {f"module.{name}": value.half() for name, value in state.items()}},
+    lambda state: {name if name.startswith(("visual", "logit")) else f"text.{name}": v for name, v in state.items()},
+])
+def test_state_dicts_of_openai_and_openclip(wrap, state, tmp_path):
+    torch.save(wrap(state), tmp_path / "weights.pt")
+    assert_equal(clip.load(tmp_path / "weights.pt"), state, precision=2e-3)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_hugging_face(safe, tmp_path):
+    torch.manual_seed(0)
+    size = dict(hidden_size=128, intermediate_size=512, num_attention_heads=2, hidden_act="quick_gelu")
+    config = transformers.CLIPConfig(
+        text_config=dict(size, num_hidden_layers=3, vocab_size=49408), projection_dim=64,
+        vision_config=dict(size, num_hidden_layers=2, image_size=64, patch_size=16))
+    theirs = transformers.CLIPModel(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    if safe:
+        theirs.save_pretrained(tmp_path)
+        ours = clip.load(tmp_path / "model.safetensors")
+    else:
+        torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+        ours = clip.load(tmp_path / "pytorch_model.bin")
+    images, tokens = torch.randn(3, 3, 64, 64), ours.tokenizer(["a photo of a dog", "archery"])
+    with torch.no_grad():
+        output = theirs(input_ids=tokens, pixel_values=images, attention_mask=torch.ones_like(tokens))
+        embedding = theirs.visual_projection(theirs.vision_model(images).pooler_output)
+        text = theirs.text_projection(theirs.text_model(tokens).last_hidden_state[range(2), tokens.argmax(-1)])
+        assert distance(ours.encode_image(images), embedding) < 1e-5
+        assert distance(ours.encode_text(tokens), text) < 1e-5
+        assert distance(ours(images[:, None], tokens), output.logits_per_image) < 1e-5
+
+
+def test_vifi_clip(state, base, yacs, tmp_path):
+    yacs({"model": vifi_clip(state), "optimizer": {}, "epoch": 9, "max_accuracy": 76.8}, tmp_path / "vifi.pth")
+    model = clip.load(tmp_path / "vifi.pth", base=base)
+    assert_equal(model, state)
+    assert model.template == "a photo of a {}."
+    black_and_white = model.normalize(torch.tensor([0, 255]).expand(3, 1, 2))[:, 0]
+    expected = [[-m / s, (255 - m) / s] for m, s in ((123.675, 58.395), (116.28, 57.12), (103.53, 57.375))]
+    assert torch.allclose(black_and_white, torch.tensor(expected), atol=1e-5)
+    with pytest.raises(ValueError, match="needs the CLIP that it was made from as `base`"):
+        clip.load(tmp_path / "vifi.pth")
+
+
+def test_prompted_vifi_clip(state, base, yacs, tmp_path):
+    yacs({"model": vifi_clip(state, depth=2, n_ctx=5)}, tmp_path / "vifi.pth")
+    model = clip.load(tmp_path / "vifi.pth", base=base)
+    assert model.text_prompts[..., 0].tolist() == [[10.0] * 5, [11.0] * 5]
+    assert model.visual_prompts[..., 0].tolist() == [[20.0] * 5, [21.0] * 5]
+    assert model.template == "{}."
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+def test_what_is_no_clip_is_told_in_one_line(state, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"visual.layer1.0.conv1.weight": torch.zeros(1)}, "resnet.pt")
+    torch.save({"fc.weight": torch.zeros(2, 2)}, "other.pt")
+    torch.save([1, 2], "list.pt")
+    torch.save({"model": torch.nn.Linear(1, 1)}, "module.pt")
+    torch.save({name: value for name, value in state.items() if "ln_final" not in name}, "incomplete.pt")
+    torch.save(state, "whole.pt")
+    content = (tmp_path / "whole.pt").read_bytes()
+    for name, text in {"truncated.pt": content[: len(content) // 2], "empty.pt": b"", "text.pt": b"no weights\n",
+                       "truncated.safetensors": b"\x80\0\0\0\0\0\0\0{", "evil.pt": pickle.dumps(Malicious())}.items():
+        (tmp_path / name).write_bytes(text)
+    torch.save({"model": Malicious()}, "evil_zip.pt")
+    for name in ("resnet", "other", "list", "module", "incomplete", "truncated", "empty", "text", "evil", "evil_zip"):
+        with pytest.raises(ValueError, match=f"{name}.pt") as error:
+            clip.load(f"{name}.pt")
+        assert "\n" not in str(error.value)
+        assert "supported are CLIPs with a ViT" in str(error.value)
+    with pytest.raises(ValueError, match="truncated.safetensors is damaged"):
+        clip.load("truncated.safetensors")
+    with pytest.raises(ValueError, match="ResNet"):
+        clip.load("resnet.pt")
+    with pytest.raises(FileNotFoundError, match="'nothing.pt' is neither a file nor a model; the models are ViT-B/32"):
+        clip.load("nothing.pt")
+    assert not os.path.exists("harm")
+
+
+def test_safetensors_without_the_package(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ValueError, match="pip install safetensors"):
+        clip.load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("size", [32, 96, 128])
+def test_position_embeddings_are_resized_as_in_open_clip(size, state, base, reference):
+    theirs = dict(state)
+    target = types.SimpleNamespace(visual=types.SimpleNamespace(grid_size=(size // 16, size // 16)))
+    open_clip.model.resize_pos_embed(theirs, target)
+    model = clip.load(base, image_size=size)
+    assert distance(model.visual.positional_embedding, theirs["visual.positional_embedding"]) < 1e-5
+    assert model.encode_image(torch.zeros(1, 3, size, size)).shape == (1, 64)
+    with pytest.raises(ValueError, match="image size 65 is no multiple of the patch size 16"):
+        clip.load(base, image_size=65)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Downloads
+
+CONTENT = gzip.compress(os.urandom(3_000_000), 0)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves CONTENT at /<its SHA-256>/file.pt, badly: `faults` are worked off, one a request."""
+
+    def __init__(self, faults=(), ranges=True):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.faults, self.ranges, self.requests = list(faults), ranges, []
+        self.address = f"http://127.0.0.1:{self.server_port}/{hashlib.sha256(CONTENT).hexdigest()}/file.pt"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        begin = int(self.headers["Range"].split("=")[1].rstrip("-"))
+        self.server.requests.append(begin)
+        fault = self.server.faults.pop(0) if self.server.faults else None
+        if fault == "missing":
+            return self.send_error(404)
+        if begin >= len(CONTENT):
+            return self.send_error(416)
+        body = CONTENT[begin:] if self.server.ranges else CONTENT
+        self.send_response(206 if self.server.ranges else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if fault == "wrong":
+            body = bytes(len(body))
+        if fault in ("cut", "stall"):
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+        self.wfile.flush()
+        if fault == "stall":
+            time.sleep(3)
+        return None
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(clip, "TIMEOUT", 0.5)
+    monkeypatch.setattr(clip.time, "sleep", lambda seconds: None)
+    servers = []
+
+    def start(*args, **kwargs):
+        servers.append(Server(*args, **kwargs))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+def files(tmp_path):
+    return {path.name for path in (tmp_path / ".cache" / "clip").iterdir()}
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_broken_download_goes_on_until_it_is_whole(ranges, serve, tmp_path):
+    server = serve(["cut", "stall", "cut"] if ranges else ["cut", "stall"], ranges)
+    path = clip.fetch(server.address)
+    assert path.read_bytes() == CONTENT
+    assert files(tmp_path) == {"file.pt"}
+    size = len(CONTENT)
+    assert server.requests[:2] == [0, size // 2]
+    assert len(server.requests) == (4 if ranges else 3)
+
+
+def test_a_download_that_was_given_up_is_resumed_by_the_next_call(serve, tmp_path):
+    server = serve(["cut"] + ["missing"])
+    with pytest.raises(OSError, match="cannot download file.pt: HTTP Error 404"):
+        clip.fetch(server.address)
+    assert files(tmp_path) == {"file.pt.part"}
+    assert clip.fetch(server.address).read_bytes() == CONTENT
+    assert server.requests == [0, len(CONTENT) // 2, len(CONTENT) // 2]
+
+
+def test_a_download_that_only_lacks_its_name_is_not_repeated(serve, tmp_path):
+    folder = tmp_path / ".cache" / "clip"
+    folder.mkdir(parents=True)
+    (folder / "file.pt.part").write_bytes(CONTENT)
+    assert clip.fetch(serve().address).read_bytes() == CONTENT
+    assert files(tmp_path) == {"file.pt"}
+
+
+def test_wrong_bytes_never_take_the_final_name(serve, tmp_path):
+    server = serve(["wrong"])
+    with pytest.raises(OSError, match="wrong SHA-256"):
+        clip.fetch(server.address)
+    assert files(tmp_path) == {"file.pt.part"}
+    assert clip.fetch(server.address).read_bytes() == CONTENT
+
+
+def test_two_processes_that_start_at_once_share_one_download(serve, tmp_path):
+    server = serve()
+    command = [sys.executable, "-c", f"import clip; print(clip.fetch({server.address!r}))"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    path = tmp_path / ".cache" / "clip" / "file.pt"
+    assert {process.communicate(timeout=60)[0].strip() for process in processes} == {str(path)}
+    assert path.read_bytes() == CONTENT
+    assert files(tmp_path) == {"file.pt"}
+    assert server.requests == [0]
+
+
+def test_without_a_network_both_files_and_their_folder_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(clip.time, "sleep", lambda seconds: None)
+
+
+    def urlopen(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(clip.urllib.request, "urlopen", urlopen)
+    with pytest.raises(OSError, match="cannot download ViT-B-16.pt: no network") as error:
+        clip.load("ViT-B/16")
+    for part in (clip.MODELS["ViT-B/16"], clip.VOCABULARY, str(tmp_path / ".cache" / "clip")):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
