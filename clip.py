@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 
 class Tokenizer:
-    """CLIP's tokenizer: byte-pair encoding of lower-case text, https://github.com/openai/CLIP/blob/main/clip/simple_tokenizer.py
+    """CLIP's tokenizer: byte-pair encoding of lower-case text, as in github.com/openai/CLIP, clip/simple_tokenizer.py.
 
     Starts from the 256 bytes, then the 256 bytes at the end of a word, and joins pairs in the order in which `merges`
     lists them. OpenAI's vocabulary has 48,894 merges (49,408 tokens with start and end), the one of `tiny` has none.
@@ -72,11 +72,11 @@ class Tokenizer:
             best = min(zip(parts, parts[1:]), key=lambda pair: self.rank.get(pair, len(self.rank)))
             if best not in self.rank:
                 break
-            joined = []
-            while parts:  # join every occurrence of the best pair, from the left
-                n = 2 if tuple(parts[:2]) == best else 1
-                joined.append("".join(parts[:n]))
-                parts = parts[n:]
+            joined, i = [], 0
+            while i < len(parts):  # join every occurrence of the best pair, from the left
+                n = 2 if tuple(parts[i : i + 2]) == best else 1
+                joined.append("".join(parts[i : i + n]))
+                i += n
             parts = joined
         return [self.ids[part] for part in parts]
 

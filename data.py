@@ -115,7 +115,7 @@ def center_crop(video, size):
 CROP_SCALES = (1, 0.875, 0.75, 0.66)  # of the short side
 
 
-def random_crop(video, size, rng, flip=True):
+def random_crop(video, size, rng):
     """The training crop, the same for all frames: uint8 [T, 3, h, w] -> [T, 3, S, S].
 
     "Multi-scale crop": width and height each from CROP_SCALES, at most one step apart in that list, in one of the four
@@ -127,7 +127,7 @@ def random_crop(video, size, rng, flip=True):
     down, right = [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)][rng.integers(5)]
     video = resized_crop(video, int((h - height) * down), int((w - width) * right), height, width, [size, size],
                          antialias=True)
-    return horizontal_flip(video) if flip and rng.uniform() < 0.5 else video
+    return horizontal_flip(video) if rng.uniform() < 0.5 else video
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The model and its tokenizer against open_clip and against formulas written out."""
 import functools
+import time
 
 import open_clip
 import pytest
@@ -125,6 +126,12 @@ def test_tokens_of_any_text_are_those_of_open_clip(texts):
 @functools.cache
 def tokenizer():
     return clip.Tokenizer(clip.read_merges(49408))
+
+
+def test_a_very_long_word_takes_no_time_to_speak_of():
+    begin = time.perf_counter()
+    tokenizer()(["qzjxk" * 2000], truncate=True)
+    assert time.perf_counter() - begin < 10  # it was minutes when joining was quadratic
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336"])
