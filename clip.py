@@ -18,11 +18,11 @@ import gzip
 import hashlib
 import html
 import http.client
-import itertools
 import os
 import pickle
 import re
 import time
+import urllib.error
 import urllib.request
 import warnings
 import zipfile
@@ -37,6 +37,8 @@ from tqdm import tqdm
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From text to tokens
+
+TINY_VOCABULARY = 2 * 256 + 2  # bytes, bytes that end a word, start and end: no merges
 
 
 class Tokenizer:
@@ -149,8 +151,11 @@ class Transformer(nn.Module):
         self.resblocks = nn.ModuleList(Block(width) for _ in range(layers))
 
     def forward(self, x, prompts=None, at=None):
-        """[N, L, width] to the same shape. With `prompts`, [depth, n_ctx, width], x has the first of them at the
-        positions from `at` on, and the others take that place in turn, one before each of the following blocks."""
+        """x [N, L, width] to the same shape.
+
+        Of `prompts`, [depth, n_ctx, width], prompts[0] is already in x, at the positions `at` to `at + n_ctx`; before
+        block i these positions are overwritten with prompts[i], up to the depth (section 3.2, and VPT, 2203.12119).
+        """
         for i, block in enumerate(self.resblocks):
             if prompts is not None and 0 < i < len(prompts):
                 x = torch.cat([x[:, :at], prompts[i].expand(len(x), -1, -1), x[:, at + prompts.shape[1] :]], dim=1)
@@ -185,8 +190,8 @@ class VisionTransformer(nn.Module):
 class CLIP(nn.Module):
     """The two encoders and the scale of their similarity.
 
-    Beside its parameters it keeps what its weights are used to: `mean` and `std` of the pixels, and the `template` that
-    makes a sentence of a class name. They are OpenAI's until a checkpoint says otherwise.
+    Beside its parameters it keeps what its weights are used to: `mean` and `std` of the pixels, OpenAI's until a
+    checkpoint says otherwise, and the `template` that makes a sentence of a class name, the bare name until then.
     """
 
     def __init__(self, embed_dim, image_size, patch_size, vision_width, vision_layers,
@@ -203,7 +208,7 @@ class CLIP(nn.Module):
         # Prompts [depth, n_ctx, width] of the two encoders (section 3.2), None in a model without.
         self.register_parameter("visual_prompts", None)
         self.register_parameter("text_prompts", None)
-        # Not persistent: a state dict has OpenAI's entries and no others.
+        # Not persistent: a state dict has OpenAI's entries and no others. On the CPU: `load` builds on the device meta.
         self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073], device="cpu"), persistent=False)
         self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711], device="cpu"), persistent=False)
         self.template = "{}"
@@ -242,7 +247,7 @@ class CLIP(nn.Module):
 
     def logits(self, video, text):
         """Scaled cosines of video embeddings [B, D] and text embeddings [C, D]: [B, C], always in float32, since in
-        half precision a logit near 30 is only good to 0.1."""
+        bfloat16 a logit near 30 is only good to 0.1."""
         with torch.autocast(video.device.type, enabled=False):
             video, text = F.normalize(video.float(), dim=-1), F.normalize(text.float(), dim=-1)
             return self.logit_scale.float().exp() * video @ text.T
@@ -265,13 +270,13 @@ MODELS = {
 }
 VOCABULARY = "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz"
 VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
-TINY_VOCABULARY = 2 * 256 + 2
 TIMEOUT = 20  # seconds without a byte after which a connection counts as broken
 ATTEMPTS = 3  # in a row without a new byte, after which a download is given up
 
 
 def fetch(address):
-    """The path of one of OpenAI's files, in the cache folder of their own package, downloaded if it is not there.
+    """The path of the file at an address, which for OpenAI's is in the cache folder of their own package. What is not
+    there is downloaded; what has no "://" is a path already.
 
     A download grows in NAME.part, which a later call resumes, and takes its name once its SHA-256 is right. Raises
     OSError that says what to put where by hand if that fails.
@@ -321,10 +326,11 @@ def download(address, file):
                     return
                 raise OSError(f"the connection broke after {file.tell()} of {total} bytes")
         except (OSError, http.client.HTTPException) as error:
-            if getattr(error, "code", None) == 416:  # nothing is lacking
+            status = error.code if isinstance(error, urllib.error.HTTPError) else None
+            if status == 416:  # nothing lies behind what is here already
                 return
             failures = 0 if file.tell() > before else failures + 1
-            if failures == ATTEMPTS or getattr(error, "code", 500) < 500:  # 404 will not change
+            if failures == ATTEMPTS or status == 404:
                 raise
             time.sleep(failures)
 
@@ -340,6 +346,7 @@ def read_merges(vocab_size):
 # Reading weights
 
 
+# The original ViFi-CLIP normalises pixels like this, and not as CLIP does.
 IMAGENET = {"mean": torch.tensor([0.485, 0.456, 0.406]), "std": torch.tensor([0.229, 0.224, 0.225])}
 NO_PARAMETERS = ("input_resolution", "context_length", "vocab_size")  # three more entries of OpenAI's archives
 SUPPORTED = ("supported are CLIPs with a ViT from OpenAI, Hugging Face and OpenCLIP, and checkpoints of this project "
@@ -369,11 +376,12 @@ def unpack(path):
         raise ValueError(f"{path} needs the package safetensors: pip install safetensors") from None
     except pickle.UnpicklingError as error:  # torch's own message advises to run the code
         code = re.search(r"GLOBAL (\S+)|global (\S+)", str(error))
-        reason = f"it wants to run {code[1] or code[2]}" if code else "it cannot be unpickled"
-        raise ValueError(f"{path} is not a file of weights: {reason} ({SUPPORTED})") from error
+        reason = f": it wants to run {code[1] or code[2]}" if code else ""
+        raise ValueError(f"{path} is damaged or not a file of weights{reason} ({SUPPORTED})") from error
+    except PermissionError:
+        raise
     except Exception as error:  # torch and safetensors raise almost anything for a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is damaged or not a file of weights: {reason} ({SUPPORTED})") from error
+        raise ValueError(f"{path} is damaged or not a file of weights ({SUPPORTED})") from error
 
 
 # OpenAI's names for parts of the names in Hugging Face's CLIPModel, to be replaced in this order
@@ -420,8 +428,10 @@ def from_vifi_clip(state, base):
     for prompts, first, encoder in (("visual_prompts", "image_encoder.VPT", "image_encoder"),
                                     ("text_prompts", "prompt_learner.ctx", "text_encoder")):
         if first in state:
-            deeper = (state.get(f"{encoder}.transformer.resblocks.{i}.VPT_shallow") for i in itertools.count(1))
-            ours[prompts] = torch.stack([state[first], *itertools.takewhile(torch.is_tensor, deeper)])
+            layers = [state[first]]
+            while (name := f"{encoder}.transformer.resblocks.{len(layers)}.VPT_shallow") in state:
+                layers.append(state[name])
+            ours[prompts] = torch.stack(layers)
     if base is None:
         width_and_positions = ours["visual.positional_embedding"].shape[::-1]
         base = {(768, 50): "ViT-B/32", (768, 197): "ViT-B/16", (1024, 257): "ViT-L/14",
@@ -441,13 +451,12 @@ def read(weights, base=None):
     elif not path.is_file():
         raise FileNotFoundError(f"{str(weights)!r} is neither a file nor a model; the models are {', '.join(MODELS)}")
     content = unpack(path)
-    state = content
-    for key in ("model", "state_dict"):
-        state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict):
+    state = next((content[key] for key in ("model", "state_dict") if key in content), content)
+    if not (isinstance(state, dict) and all(map(torch.is_tensor, state.values()))):
         raise ValueError(f"{path} holds no state dict ({SUPPORTED})")
     told = {key: content[key] for key in ("mean", "std", "template", "classes", "args") if key in content}
-    state = {str(name).removeprefix("module.").removeprefix("text."): value for name, value in state.items()
+    # "module." is of DataParallel, "text." of some of OpenCLIP's models.
+    state = {name.removeprefix("module.").removeprefix("text."): value for name, value in state.items()
              if name not in NO_PARAMETERS}
     if "vision_model.embeddings.class_embedding" in state:
         state = from_hugging_face(state)
@@ -512,7 +521,7 @@ def load(weights, device="cpu", base=None, image_size=None):
                 if name in state:
                     setattr(model, name, nn.Parameter(torch.empty_like(state[name])))
         model.load_state_dict(state, assign=True)
-    except (AttributeError, KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[-1].strip()
         raise ValueError(f"{weights} does not hold a CLIP: {reason} ({SUPPORTED})") from error
     for name in ("mean", "std", "template"):

@@ -4,7 +4,7 @@
 
 A video is a set of T frames spread over its whole length (section 4.1 of the paper; "TSN sampling"): drawn at random
 inside T equal segments to train, taken from the middles of the segments to test. Workers decode, choose and crop, and
-hand over bytes; colours, mixing and normalisation happen on the device, where they cost next to nothing.
+hand over bytes; the rest happens on the device, where it costs next to nothing.
 
 A data set is a list of (path, label) and a list of class names: see `ucf101` for one. Which frames and which crop a
 sample gets depends on (seed, epoch, index) alone, not on who reads it.
@@ -13,7 +13,6 @@ sample gets depends on (seed, epoch, index) alone, not on who reads it.
 """
 import argparse
 import copy
-import os
 import re
 import sys
 import textwrap
@@ -39,7 +38,7 @@ def sample_frames(num_frames, num_samples, rng=None):
     With `rng`, a numpy Generator, the training rule: one frame at random from each of T segments of n // T frames, or,
     where there are fewer than T frames, all of them with repetitions. Without it the test rule: the middle of each of T
     segments of n / T frames. Both follow the original code, its rounding and its modulo (a short video may end with its
-    first frame) included; a third rule that stands there, for n // T = 0 and n > T, can never apply.
+    first frame) included.
     """
     n, i = num_frames, np.arange(num_samples)
     if n < 1:
@@ -162,7 +161,7 @@ def toy_ucf101(root, split, train):
 DATASETS = {"toy": toy_ucf101, "ucf101": ucf101}
 
 HOW_TO_GET = {
-    "ucf101": """It should hold UCF-101/<Class>/*.avi and ucfTrainTestlist/*.txt. To fetch them (6.5 GB):
+    "ucf101": """The folder should hold UCF-101/<Class>/*.avi and ucfTrainTestlist/*.txt. To fetch them (6.5 GB):
   mkdir -p {root} && cd {root}
   curl -LO https://www.crcv.ucf.edu/data/UCF101/UCF101.rar && unrar x UCF101.rar
   curl -LO https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip && unzip UCF101Tr*.zip""",
@@ -182,7 +181,10 @@ def read_dataset(name, root=None, split=1, train=False):
     try:
         samples, names = DATASETS[name](root, split, train)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(f"{name} is not in {root.absolute()} ({error.filename} is missing). "
+        if name not in HOW_TO_GET:
+            raise
+        missing = Path(error.filename).absolute().relative_to(root.absolute())
+        raise FileNotFoundError(f"{name} is not in {root.absolute()}: {missing} is missing. "
                                 + HOW_TO_GET[name].format(root=root)) from error
     if not samples:
         raise ValueError(f"{name} in {root.absolute()}: no {'training' if train else 'test'} video in split {split}")
@@ -196,10 +198,11 @@ def read_dataset(name, root=None, split=1, train=False):
 class VideoDataset(torch.utils.data.Dataset):
     """Clips by (epoch, index): a video uint8 [T, 3, S, S], its label, its index and the error, "" if there was none.
 
-    A video that cannot be read is replaced by the next of the list in training, and is all zeros in evaluation.
+    A video that cannot be read is replaced by the next of the list in training, and is all zeros in evaluation. The
+    error tells of all that could not be read, a line each.
     """
 
-    MAX_FAILURES = 20  # in a row
+    ATTEMPTS = 12  # videos in a row; more than train.py lets pass
 
     def __init__(self, samples, num_frames, image_size, train, seed=0):
         self.paths = np.array([str(path) for path, _ in samples])  # arrays: forked workers share them without copying
@@ -209,7 +212,7 @@ class VideoDataset(torch.utils.data.Dataset):
     def __len__(self):
         return len(self.paths)
 
-    def clip(self, epoch, index):
+    def read_clip(self, epoch, index):
         if not self.train:
             return center_crop(read_video(self.paths[index], self.num_frames), self.image_size)
         rng = np.random.default_rng([self.seed, epoch, index])
@@ -218,16 +221,17 @@ class VideoDataset(torch.utils.data.Dataset):
     def __getitem__(self, key):
         epoch, index = key
         errors = []
-        for _ in range(self.MAX_FAILURES):
+        while True:
             try:
-                return self.clip(epoch, index), int(self.labels[index]), index, "\n".join(errors)
+                video = self.read_clip(epoch, index)
+                break
             except (ValueError, OSError) as error:
-                errors.append(f"{self.paths[index]}: {error}")
-            if not self.train:
-                nothing = torch.zeros(self.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
-                return nothing, int(self.labels[index]), index, errors[0]
+                errors.append(f"{self.paths[index]}: {getattr(error, 'strerror', None) or error}")
+            if not self.train or len(errors) == self.ATTEMPTS:
+                video = torch.zeros(self.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
+                break
             index = (index + 1) % len(self)
-        raise ValueError(f"{len(errors)} videos in a row cannot be read, the last is {errors[-1]}")
+        return video, int(self.labels[index]), index, "\n".join(errors)
 
 
 class Batches(torch.utils.data.Sampler):
@@ -277,13 +281,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
-def at_least(minimum, kind=int):
-    """A type for argparse: a number of `kind`, not under `minimum`."""
+def at_least(minimum, kind=int, maximum=float("inf")):
+    """A type for argparse: a finite number of `kind` from `minimum` to `maximum`."""
 
     def number(text):
         value = kind(text)
-        if not minimum <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not a number from {minimum} on")
+        if not minimum <= value <= maximum or value == float("inf"):
+            upwards = "on" if maximum == float("inf") else f"to {maximum}"
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {minimum} {upwards}")
         return value
 
     number.__name__ = {int: "whole number", float: "number"}[kind]  # argparse says: invalid whole number value: 'x'
@@ -294,13 +299,11 @@ def add_arguments(parser, name="--data"):
     """The flags about data, the same in every script; here the name of the data set needs no flag."""
     group = parser.add_argument_group("data")
     group.add_argument(name, nargs=None if name.startswith("-") else "?", choices=DATASETS, default="toy",
-                       help="data set (default: toy)")
+                       help="data set (default: toy, or that of the weights)")
     group.add_argument("--root", type=Path, help="folder that holds it (default: datasets/NAME; the toy draws itself)")
     group.add_argument("--split", type=int, choices=(1, 2, 3), default=1, help="official split (default: 1)")
-    group.add_argument("--frames", type=at_least(1), help="frames taken from a video (default: 32, toy 8)")
-    group.add_argument("--workers", type=at_least(0), default=min(len(os.sched_getaffinity(0)), 8),
-                       help="processes that decode, per GPU (default: one per CPU core, at most 8; here %(default)s)")
-    group.add_argument("--seed", type=at_least(0), default=1024, help="of everything random (default: %(default)s)")
+    group.add_argument("--frames", type=at_least(1),
+                       help="frames taken from a video (default: 32, for tiny 8, or as the weights were trained)")
 
 
 def draw_contact_sheet(dataset, names, path, num_videos=10, num_frames=8, tile=128):
@@ -328,7 +331,12 @@ def run(main):
         if isinstance(error, OSError) and error.strerror:
             error = ": ".join(str(part) for part in (error.strerror, error.filename) if part)
         sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        sys.exit(f"{Path(sys.argv[0]).name}: error: out of memory; try a smaller --batch-size or fewer --frames")
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
@@ -336,6 +344,7 @@ def main():
     parser = Parser(__doc__)
     add_arguments(parser, "data")
     parser.add_argument("--image-size", type=at_least(1), help="side of the input in pixels (default: 224, toy 64)")
+    parser.add_argument("--seed", type=at_least(0), default=1024, help="of frames and crops (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="where to draw the contact sheet (default: NAME.png)")
     args = parser.parse_args()
     is_toy = args.data == "toy"
@@ -346,12 +355,12 @@ def main():
         missing = sum(not path.exists() for path, _ in samples)
         smallest, largest = min(sizes[i] for i in range(len(names))), max(sizes.values())
         print(f"{'training' if train else 'test':9} {len(samples)} videos, {missing} of them missing; "
-              f"{len(names)} classes of {smallest} to {largest} videos")
+              f"{len(names)} classes, the smallest of {smallest} videos, the largest of {largest}")
         if train:
             dataset = VideoDataset(samples, args.frames, args.image_size, train, args.seed)
     out = args.out or Path(f"{args.data}.png")
     draw_contact_sheet(dataset, names, out)
-    print(f"{out} shows 8 of {args.frames} frames of some training videos, as the model sees them")
+    print(f"{out} shows some training videos as the model sees them")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import clip
 import data
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What evaluate.py, train.py and prompt.py share: flags, processes, precision
+# What the scripts share: flags, processes, precision
 
 
 def add_arguments(parser, batch_size):
@@ -31,9 +31,12 @@ def add_arguments(parser, batch_size):
     default. Defaults that depend on something are None and filled in by `complete`."""
     data.add_arguments(parser)
     group = parser.add_argument_group("model")
-    group.add_argument("--model", choices=clip.MODELS, help="the CLIP to start from (default: ViT-B/16, toy tiny)")
+    group.add_argument("--model", choices=clip.MODELS,
+                       help="the CLIP to start from (default: ViT-B/16, for the toy tiny)")
     group.add_argument("--weights", help="weights to take in its place: a file of any CLIP with a ViT, or a name")
     group = parser.add_argument_group("machine")
+    group.add_argument("--workers", type=data.at_least(0), default=min(len(os.sched_getaffinity(0)), 8),
+                       help="processes that decode, per GPU (default: one per CPU core, at most 8; here %(default)s)")
     group.add_argument("--gpus", type=data.at_least(0), help="GPUs to use; 0 is the CPU (default: 1 if there is one)")
     group.add_argument("--batch-size", type=data.at_least(1),
                        help=f"videos in a batch, over all GPUs (default: {batch_size})")
@@ -48,10 +51,11 @@ def template(text):
     return text
 
 
-def complete(parser, args, defaults, toy_defaults):
-    """Fills in what depends on the data set or on the machine, and ends wrong calls with exit status 2."""
-    args.data, args.split = args.data or "toy", args.split or 1
-    for name, value in (toy_defaults if args.data == "toy" else defaults).items():
+def complete(parser, args, defaults, tiny_defaults):
+    """Fills in what depends on the data set, the model or the machine, and ends wrong calls with exit status 2."""
+    args.data, args.split, args.root = args.data or "toy", args.split or 1, args.root and Path(args.root).absolute()
+    args.model = args.model or ("tiny" if args.data == "toy" else "ViT-B/16")
+    for name, value in (tiny_defaults if args.model == "tiny" else defaults).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     found = torch.cuda.device_count()
@@ -84,6 +88,14 @@ def start(args):
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if args.gpus else "gloo")
     return device
+
+
+def make_folder(path):
+    """Makes the folder of --out, before any work is done for it. Raises ValueError that names the flag."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {path}: {error.strerror}") from error
 
 
 def rank_and_world():
@@ -166,11 +178,12 @@ def parse_args():
     if args.zero_shot and args.weights:
         parser.error("--zero-shot is about plain CLIP: give --model, not --weights")
     # What is not said is as it was when the weights were trained.
-    trained = clip.read(args.weights, args.model).get("args", {}) if args.weights else {}
-    for name in ("frames",) if args.data else ("frames", "data", "root", "split"):
+    trained = clip.read(args.weights).get("args", {}) if args.weights else {}
+    same_data = args.data in (None, trained.get("data"))
+    for name in ("frames", "data", "root", "split") if same_data else ("frames",):
         if getattr(args, name) is None:
             setattr(args, name, trained.get(name))
-    complete(parser, args, dict(model="ViT-B/16", frames=32), dict(model="tiny", frames=8))
+    complete(parser, args, dict(frames=32), dict(frames=8))
     return args
 
 
@@ -178,8 +191,10 @@ def main():
     args = parse_args()
     device = start(args)
     samples, classes = data.read_dataset(args.data, args.root, args.split)
-    model = clip.load(args.weights or args.model, device, base=args.model)
+    model = clip.load(args.weights or args.model, device)
     tokens = class_tokens(model, classes, args.template or model.template)
+    if args.out:
+        make_folder(args.out)
     say(f"{args.weights or args.model} on {args.data}, split {args.split}: {len(samples)} videos, {len(classes)} "
         f"classes, {args.frames} frames a video, prompt {args.template or model.template!r}")
     with autocast(args, device):
@@ -188,7 +203,6 @@ def main():
     for error in results["unreadable"]:
         say(f"counted as wrong: {error}")
     if args.out and rank_and_world()[0] == 0:
-        args.out.mkdir(parents=True, exist_ok=True)
         arguments = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         (args.out / "results.json").write_text(json.dumps(results | {"arguments": arguments}, indent=1) + "\n")
 

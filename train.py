@@ -3,7 +3,7 @@
     logits = exp(logit_scale) * cos(mean over time of encode_image(frames), encode_text("a photo of a {class}."))
     loss   = cross entropy(logits, class), with label smoothing
 
-That the frames' embeddings are averaged before the comparison is what lets a model of single images learn about time:
+That the frames' embeddings are averaged before the comparison is what lets a model of single images learn from videos:
 the gradient of one video's loss reaches all its frames together. The recipe is the one of the original code: AdamW, a
 linear warm-up and a cosine to a hundredth of the learning rate, and the table of word embeddings is left as it is.
 
@@ -32,36 +32,49 @@ BAR = "{percentage:3.0f}% {bar:20} {elapsed} < {remaining} left, {postfix}"
 MAX_LOGIT_SCALE = math.log(100)  # OpenAI's bound: exp(logit_scale) <= 100
 MAX_UNREADABLE = 0.05  # of the videos seen
 
-# The zero-shot row of the paper's experiments, and what suits a model and a data set a hundredth of the size.
-PAPER = dict(model="ViT-B/16", frames=32, batch_size=256, epochs=10, warmup_epochs=5.0, lr=8e-6)
-TOY = dict(model="tiny", frames=8, batch_size=32, epochs=10, warmup_epochs=1.0, lr=8e-4)
+# The zero-shot row of the paper's experiments, and what suits a model of a hundredth of the size.
+PAPER = dict(frames=32, batch_size=256, epochs=10, warmup_epochs=5.0, lr=8e-6)
+TINY = dict(frames=8, batch_size=32, epochs=10, warmup_epochs=1.0, lr=8e-4)
 
 
 def parse_args():
     parser = data.Parser(__doc__)
-    evaluate.add_arguments(parser, batch_size="256, toy 32")
+    evaluate.add_arguments(parser, batch_size="256, for tiny 32")
     group = parser.add_argument_group("recipe")
     group.add_argument("--epochs", type=data.at_least(1), help="passes through the data (default: 10)")
-    group.add_argument("--warmup-epochs", type=data.at_least(0, float), help="of linear warm-up (default: 5, toy 1)")
-    group.add_argument("--lr", type=data.at_least(0, float), help="highest learning rate (default: 8e-6, toy 8e-4)")
+    group.add_argument("--warmup-epochs", type=data.at_least(0, float),
+                       help="epochs in which the learning rate rises from 0 (default: 5, for tiny 1)")
+    group.add_argument("--lr", type=data.at_least(0, float),
+                       help="highest learning rate (default: 8e-6, for tiny 8e-4)")
     group.add_argument("--weight-decay", type=data.at_least(0, float), default=1e-3,
-                       help="of AdamW (default: %(default)s)")
-    group.add_argument("--label-smoothing", type=data.at_least(0, float), default=0.1, help="(default: %(default)s)")
+                       help="weight decay of AdamW (default: %(default)s)")
+    group.add_argument("--label-smoothing", type=data.at_least(0, float, 1), default=0.1,
+                       help="share of the target spread over all classes (default: %(default)s)")
+    group.add_argument("--seed", type=data.at_least(0), default=1024,
+                       help="seed of the order, the frames and the crops (default: %(default)s)")
     group.add_argument("--template", type=evaluate.template, default="a photo of a {}.",
                        help='sentence around a class name (default: "%(default)s")')
     group.add_argument("--out", type=Path, help="folder of the run, a new one (default: runs/NAME)")
     args = parser.parse_args()
-    evaluate.complete(parser, args, PAPER, TOY)
-    if args.out is None:  # runs/NAME, or the first of runs/NAME-2, runs/NAME-3, ... that holds no run yet
-        names = itertools.chain([args.data], (f"{args.data}-{number}" for number in itertools.count(2)))
-        args.out = next(Path("runs") / name for name in names if not (Path("runs") / name / "last.pt").exists())
-    elif (args.out / "last.pt").exists():
+    evaluate.complete(parser, args, PAPER, TINY)
+    if args.warmup_epochs > args.epochs:
+        say(f"warning: a warm-up of {args.warmup_epochs:g} epochs is not over after --epochs {args.epochs}")
+    if args.out and (args.out / "args.json").exists():
         parser.error(f"--out {args.out} holds a run already")
     return args
 
 
+def make_folder(args):
+    """Makes the folder of the run: --out, or runs/NAME, or the first of runs/NAME-2, -3, ... that is not there yet."""
+    if args.out is None:
+        taken = {path.name for path in Path("runs").glob("*")}
+        names = itertools.chain([args.data], (f"{args.data}-{number}" for number in itertools.count(2)))
+        args.out = Path("runs") / next(name for name in names if name not in taken)
+    evaluate.make_folder(args.out)
+
+
 def learning_rate(step, steps, warmup_steps, peak):
-    """Of one of `steps` optimizer steps, from 0: linear from 0, then on a cosine from `peak` to a hundredth of it.
+    """The learning rate of step 0, 1, ... of `steps`: linear from 0, then on a cosine from `peak` to its hundredth.
 
     The cosine runs from step 0 on, as in the original code (timm's schedule without `warmup_prefix`); the warm-up hides
     its beginning.
@@ -156,7 +169,7 @@ def train_epoch(args, network, tokens, loader, epoch, optimizer, scaler, log, ba
 
         unreadable += [line for error in errors for line in error.splitlines()]
         if len(unreadable) > MAX_UNREADABLE * max((i + 1) * len(label), 200):
-            raise ValueError(f"{len(unreadable)} of {(i + 1) * len(label)} videos are unreadable: {unreadable[-1]}")
+            raise ValueError(f"{len(unreadable)} videos cannot be read, over {MAX_UNREADABLE:.0%}: {unreadable[0]}")
         took, begin = time.perf_counter() - begin, time.perf_counter()
         log(step=step + 1, epoch=(step + 1) / per_epoch, loss=loss.item(), lr=rate,
             videos_per_second=args.batch_size / took, data_wait=wait / took)
@@ -185,6 +198,10 @@ def fit(args, model, train_samples, val_samples, classes, device):
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     network = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
 
+    if rank == 0:
+        make_folder(args)
+        (args.out / "args.json").write_text(json.dumps(plain(args), indent=1) + "\n")
+    tokens = evaluate.class_tokens(model, classes, args.template).to(device)
     machine = torch.cuda.get_device_name() if args.gpus else "CPU"
     say(f"""\
 model      {args.weights or args.model}, {sum(p.numel() for p in parameters) / 1e6:.1f} M parameters to train
@@ -193,10 +210,6 @@ input      {args.frames} frames of {model.image_size} x {model.image_size}, prom
 training   {args.epochs} epochs of {len(batches)} steps of {args.batch_size} videos, learning rate {args.lr:g}
 machine    {world} x {machine}, mixed precision {args.amp}, {args.workers} workers
 results    {args.out}""")
-    if rank == 0:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "args.json").write_text(json.dumps(plain(args), indent=1) + "\n")
-        (args.out / "log.jsonl").unlink(missing_ok=True)
 
     def log(**record):
         if rank == 0:
@@ -213,7 +226,6 @@ results    {args.out}""")
 
     before, best, unreadable = validate(0), None, set()
     model.template = args.template
-    tokens = evaluate.class_tokens(model, classes, model.template).to(device)
     bar = tqdm(total=args.epochs * len(batches), disable=evaluate.hide_bars(), bar_format=BAR)
     for epoch in range(args.epochs):
         batches.epoch = epoch
@@ -239,7 +251,7 @@ def main():
     device = evaluate.start(args)
     train_samples, classes = data.read_dataset(args.data, args.root, args.split, train=True)
     val_samples, _ = data.read_dataset(args.data, args.root, args.split)
-    model = clip.load(args.weights or args.model, device, base=args.model)
+    model = clip.load(args.weights or args.model, device)
     model.token_embedding.requires_grad_(False)
     before, best = fit(args, model, train_samples, val_samples, classes, device)
     minutes, seconds = divmod(round(time.perf_counter() - begin), 60)

@@ -195,6 +195,7 @@ def test_an_unreadable_video_is_replaced_in_training_and_blank_in_evaluation(ucf
     video, label, index, error = data.VideoDataset(samples, 4, 16, train=True)[0, 1]
     assert (index, label) == (2, 1)
     assert error.startswith(str(samples[1][0]))
+    assert "\n" not in error
     same, _, _, no_error = data.VideoDataset(samples, 4, 16, train=True)[0, 2]
     assert torch.equal(video, same)
     assert no_error == ""
@@ -202,3 +203,6 @@ def test_an_unreadable_video_is_replaced_in_training_and_blank_in_evaluation(ucf
     assert (index, label) == (1, 0)
     assert not video.any()
     assert error.startswith(str(samples[1][0]))
+    for path, _ in samples:
+        path.unlink(missing_ok=True)
+    assert len(data.VideoDataset(samples, 4, 16, train=True)[0, 0][3].splitlines()) == data.VideoDataset.ATTEMPTS

@@ -1,6 +1,7 @@
 """The commands of the README, run as a user runs them."""
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from conftest import PROJECT, script
 from PIL import Image
 
 import clip
+import data
 import train
 
 
@@ -94,11 +96,15 @@ def test_learning_rate_rises_from_zero_and_falls_to_a_hundredth():
     (["train.py", "--data", "nosuch"], 2, "--data: invalid choice: 'nosuch'"),
     (["train.py", "--gpus", "64"], 2, "--gpus 64: this machine has"),
     (["train.py", "--template", "a photo"], 2, "--template: 'a photo' has no {} for the class name"),
+    (["train.py", "--label-smoothing", "2"], 2, "--label-smoothing: 2 is not a number from 0 to 1"),
+    (["train.py", "--root", "LICENSE"], 1, "Not a directory: "),
+    (["train.py", "--out", "LICENSE/run"], 1, "--out LICENSE/run: Not a directory"),
+    (["data.py", "--image-size", "1000000"], 1, "out of memory"),
     (["train.py", "--frobnicate"], 2, "unrecognized arguments: --frobnicate"),
     (["train.py", "--weights", "nosuch.pt"], 1, "'nosuch.pt' is neither a file nor a model"),
     (["train.py", "--batch-size", "5000"], 1, "training videos do not fill a --batch-size of 5000"),
     (["evaluate.py", "--zero-shot", "--weights", "x.pt"], 2, "--zero-shot is about plain CLIP"),
-    (["evaluate.py", "--weights", "LICENSE"], 1, "LICENSE is not a file of weights: it cannot be unpickled"),
+    (["evaluate.py", "--weights", "LICENSE"], 1, "LICENSE is damaged or not a file of weights"),
     (["evaluate.py", "--model", "ViT-B/16"], 1, "cannot download ViT-B-16.pt"),
     (["evaluate.py", "--split", "4"], 2, "--split: invalid choice"),
 ])
@@ -116,9 +122,24 @@ def test_ucf101_without_data_and_without_gpu(home, tmp_path):
     process = script(*arguments, home=home, cwd=tmp_path, check=False, CUDA_VISIBLE_DEVICES="")
     assert process.returncode == 1
     assert process.stdout == "warning: --gpus 1, but there is no GPU here: running on the CPU\n"
-    assert f"ucf101 is not in {tmp_path / 'datasets' / 'ucf101'}" in process.stderr
+    assert f"ucf101 is not in {tmp_path / 'datasets' / 'ucf101'}: ucfTrainTestlist/classInd.txt is" in process.stderr
     assert "unrar x UCF101.rar" in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def test_videos_that_are_not_there_stop_training_and_count_as_wrong(home, tmp_path):
+    samples, _ = data.read_dataset("toy")
+    root = samples[0][0].parents[2]
+    shutil.copytree(root / "ucfTrainTestlist", tmp_path / "ucfTrainTestlist")
+    arguments = ("--data", "ucf101", "--root", tmp_path, "--model", "tiny")
+    process = script("train.py", *arguments, "--out", tmp_path / "run", home=home, check=False)
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1].startswith("train.py: error: ")
+    assert "videos cannot be read, over 5%: " in process.stderr
+    assert "Traceback" not in process.stderr
+    script("evaluate.py", *arguments, "--out", tmp_path, home=home)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["top1"], results["count"], len(results["unreadable"])) == (0, 352, 352)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(home, tmp_path):

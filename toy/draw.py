@@ -160,7 +160,7 @@ def draw(root, seed=0):
     It is drawn beside its place and then renamed, so that a run that is killed leaves nothing half done, and of two
     runs that draw at once one wins.
     """
-    if root.is_dir():
+    if root.exists():
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{root.name}-unfinished-", dir=root.parent))
