@@ -13,6 +13,9 @@ sample gets depends on (seed, epoch, index) alone, not on who reads it.
 """
 import argparse
 import copy
+import csv
+import json
+import os
 import re
 import sys
 import textwrap
@@ -25,6 +28,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
+from tqdm import tqdm
 
 import toy.draw
 
@@ -114,11 +118,11 @@ def center_crop(video, size):
 CROP_SCALES = (1, 0.875, 0.75, 0.66)  # of the short side
 
 
-def random_crop(video, size, rng):
+def random_crop(video, size, rng, flip=True):
     """The training crop, the same for all frames: uint8 [T, 3, h, w] -> [T, 3, S, S].
 
     "Multi-scale crop": width and height each from CROP_SCALES, at most one step apart in that list, in one of the four
-    corners or the centre; then a flip, left to right, half of the time.
+    corners or the centre; then, with `flip`, left and right are exchanged half of the time.
     """
     h, w = video.shape[-2:]
     pairs = [(a, b) for i, a in enumerate(CROP_SCALES) for j, b in enumerate(CROP_SCALES) if abs(i - j) <= 1]
@@ -126,11 +130,14 @@ def random_crop(video, size, rng):
     down, right = [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)][rng.integers(5)]
     video = resized_crop(video, int((h - height) * down), int((w - width) * right), height, width, [size, size],
                          antialias=True)
-    return horizontal_flip(video) if rng.uniform() < 0.5 else video
+    return horizontal_flip(video) if flip and rng.uniform() < 0.5 else video
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Data sets: a list of (path, label) and a list of class names
+
+
+VIDEO_FILES = {".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp"}
 
 
 def words(name):
@@ -138,18 +145,21 @@ def words(name):
     return re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", name).lower()
 
 
+def lines(path):
+    """The lines of a text file that are not blank."""
+    return [line for line in path.read_text().splitlines() if line.strip()]
+
+
 def ucf101(root, split, train):
-    """UCF101 (Soomro et al., 2012) and all that is laid out like it. `split` is 1, 2 or 3."""
+    """UCF101 (Soomro et al., 2012) and all that is laid out like it."""
     lists = root / "ucfTrainTestlist"
-    names = [line.split()[1] for line in (lists / "classInd.txt").read_text().splitlines() if line.strip()]
-    label = {name: i for i, name in enumerate(names)}
-    file = lists / f"{'train' if train else 'test'}list{split:02}.txt"
+    names = [line.split()[1] for line in lines(lists / "classInd.txt")]
     samples = []
-    for line in filter(str.strip, file.read_text().splitlines()):
+    for line in lines(lists / f"{'train' if train else 'test'}list{split:02}.txt"):
         clip = line.split()[0]  # Class/file.avi; training lists have the label behind it
-        if clip.split("/")[0] not in label:
-            raise ValueError(f"{file} has a clip of a class that classInd.txt lacks: {line!r}")
-        samples.append((root / "UCF-101" / clip, label[clip.split("/")[0]]))
+        if clip.split("/")[0] not in names:
+            raise ValueError(f"{lists} has a clip of a class that classInd.txt lacks: {line!r}")
+        samples.append((root / "UCF-101" / clip, names.index(clip.split("/")[0])))
     return samples, [words(name) for name in names]
 
 
@@ -158,36 +168,137 @@ def toy_ucf101(root, split, train):
     return ucf101(root, split, train)
 
 
-DATASETS = {"toy": toy_ucf101, "ucf101": ucf101}
+def hmdb51(root, split, train):
+    """HMDB51 (Kuehne et al., 2011). Each class has a list; a 1 behind a file is for training, a 2 for testing."""
+    end = f"_test_split{split}.txt"
+    lists = sorted((root / "testTrainMulti_7030_splits").iterdir())
+    names = [file.name.removesuffix(end) for file in lists if file.name.endswith(end)]
+    samples = []
+    for label, name in enumerate(names):
+        for line in lines(root / "testTrainMulti_7030_splits" / f"{name}{end}"):
+            file, mark = line.rsplit(maxsplit=1)
+            if mark == ("1" if train else "2"):
+                samples.append((root / name / file, label))
+    return samples, [words(name) for name in names]
+
+
+def kinetics(root, split, train):
+    """Kinetics-400 and -600 (Kay et al., 2017): train.csv and train/, val.csv and val/, with class folders or without.
+    Videos that have vanished since the lists were made are left out and counted."""
+    half = "train" if train else "val"
+    with open(root / f"{half}.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    on_disk = {path.stem: path for path in (root / half).rglob("*") if path.suffix in VIDEO_FILES}
+    names = sorted({row["label"] for row in rows})
+    label = {name: i for i, name in enumerate(names)}
+    stems = [f"{row['youtube_id']}_{int(row['time_start']):06}_{int(row['time_end']):06}" for row in rows]
+    samples = [(on_disk[stem], label[row["label"]]) for stem, row in zip(stems, rows) if stem in on_disk]
+    if len(samples) < len(rows):
+        say(f"{len(rows) - len(samples)} of the {len(rows)} videos in {half}.csv are not on disk")
+    return samples, names
+
+
+def ssv2(root, split, train):
+    """Something-Something v2 (Goyal et al., 2017): "Holding [something]" is the class "holding something"."""
+    label = {name: int(i) for name, i in json.loads((root / "labels.json").read_text()).items()}
+    rows = json.loads((root / f"{'train' if train else 'validation'}.json").read_text())
+    videos = root / "20bn-something-something-v2"
+    samples = [(videos / f"{row['id']}.webm", label[re.sub(r"[\[\]]", "", row["template"])]) for row in rows]
+    return samples, [name.lower() for name in sorted(label, key=label.get)]
+
+
+def folder(root, split, train):
+    """Your own videos: train/<class>/* and val/<class>/*, as torchvision's ImageFolder has it."""
+    names = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
+    samples = []
+    for path in sorted((root / ("train" if train else "val")).glob("*/*")):
+        if path.suffix.lower() in VIDEO_FILES:
+            if path.parent.name not in names:
+                raise ValueError(f"{path} is of a class that {root / 'train'} lacks")
+            samples.append((path, names.index(path.parent.name)))
+    return samples, [words(name) for name in names]
+
+
+def listed(file, labels, root):
+    """A list of the original code, "path label" a line, and its names, a CSV of id and name. Paths are below `root`."""
+    with open(labels, newline="") as lines_of_csv:
+        names = {int(row["id"]): row["name"] for row in csv.DictReader(lines_of_csv)}
+    samples = []
+    for line in lines(file):
+        path, _, label = line.rpartition(" ")
+        if not label.isdecimal() or int(label) not in names:
+            raise ValueError(f"{file}: {labels} has no class for the label of {line!r}")
+        samples.append((root / path, sorted(names).index(int(label))))
+    return samples, [names[i] for i in sorted(names)]
+
+
+DATASETS = {"toy": toy_ucf101, "ucf101": ucf101, "hmdb51": hmdb51, "k400": kinetics, "k600": kinetics, "ssv2": ssv2}
 
 HOW_TO_GET = {
     "ucf101": """The folder should hold UCF-101/<Class>/*.avi and ucfTrainTestlist/*.txt. To fetch them (6.5 GB):
   mkdir -p {root} && cd {root}
   curl -LO https://www.crcv.ucf.edu/data/UCF101/UCF101.rar && unrar x UCF101.rar
   curl -LO https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip && unzip UCF101Tr*.zip""",
+    "hmdb51": "The folder should hold <class>/*.avi and testTrainMulti_7030_splits/<class>_test_split<1|2|3>.txt.",
+    "k400": "The folder should hold train.csv, val.csv, and <id>_<start>_<end>.mp4 anywhere below train/ and val/.",
+    "ssv2": "The folder should hold labels.json, train.json, validation.json and 20bn-something-something-v2/*.webm.",
 }
-
-
-def default_root(name):
-    return toy.draw.CACHE if name == "toy" else Path("datasets") / name
+HOW_TO_GET["k600"] = HOW_TO_GET["k400"]
 
 
 def read_dataset(name, root=None, split=1, train=False):
-    """The samples, a list of (path, label), and the class names of one half of a data set in DATASETS.
+    """The samples, a list of (path, label), and the class names of one half of a data set: a name in DATASETS, or the
+    path of a folder of your own videos.
 
     Raises FileNotFoundError, with what belongs in `root` and how to get it, if it is not there.
     """
-    root = Path(root or default_root(name))
+    reader = DATASETS.get(name, folder)
+    root = Path(root or (name if reader is folder else toy.draw.CACHE if name == "toy" else Path("datasets") / name))
     try:
-        samples, names = DATASETS[name](root, split, train)
+        samples, names = reader(root, split, train)
     except (FileNotFoundError, NotADirectoryError) as error:
-        if name not in HOW_TO_GET:
+        if name == "toy":
             raise
         missing = Path(error.filename).absolute().relative_to(root.absolute())
-        raise FileNotFoundError(f"{name} is not in {root.absolute()}: {missing} is missing. "
-                                + HOW_TO_GET[name].format(root=root)) from error
+        how = HOW_TO_GET.get(name, "The folder should hold train/<class>/* and val/<class>/*.").format(root=root)
+        raise FileNotFoundError(f"{name} is not in {root.absolute()}: {missing} is missing. {how}") from error
     if not samples:
         raise ValueError(f"{name} in {root.absolute()}: no {'training' if train else 'test'} video in split {split}")
+    return samples, names
+
+
+def base_classes(samples, names):
+    """The labels of the base classes: the half, rounded up, that has the most training samples; ties by name."""
+    counts = Counter(label for _, label in samples)
+    order = sorted(range(len(names)), key=lambda label: (-counts[label], names[label]))
+    return sorted(order[: (len(names) + 1) // 2])
+
+
+def draw_shots(samples, shots, seed):
+    """`shots` samples of each class, or all that there are: the same for the same list and seed."""
+    drawn, taken = [], Counter()
+    for i in np.random.default_rng(seed).permutation(len(samples)):
+        taken[samples[i][1]] += 1
+        if taken[samples[i][1]] <= shots:
+            drawn.append(i)
+    return [samples[i] for i in sorted(drawn)]
+
+
+def load_samples(args, train):
+    """The samples and class names that the flags ask for: of --data or a list, of --classes, --shots of each."""
+    file = args.train_list if train else args.val_list
+    if file:
+        samples, names = listed(file, args.labels, args.root or Path())
+    else:
+        samples, names = read_dataset(args.data, args.root, args.split, train)
+    if args.classes != "all":  # the more frequent half is of the training set, whichever half is read
+        training = samples if train else read_dataset(args.data, args.root, args.split, train=True)[0]
+        base = base_classes(training, names)
+        kept = base if args.classes == "base" else [label for label in range(len(names)) if label not in base]
+        samples = [(path, kept.index(label)) for path, label in samples if label in kept]
+        names = [names[label] for label in kept]
+    if train and args.shots:
+        samples = draw_shots(samples, args.shots, args.seed)
     return samples, names
 
 
@@ -204,10 +315,11 @@ class VideoDataset(torch.utils.data.Dataset):
 
     ATTEMPTS = 12  # videos in a row; more than train.py lets pass
 
-    def __init__(self, samples, num_frames, image_size, train, seed=0):
+    def __init__(self, samples, num_frames, image_size, train, seed=0, flip=True):
         self.paths = np.array([str(path) for path, _ in samples])  # arrays: forked workers share them without copying
         self.labels = np.array([label for _, label in samples])
-        self.num_frames, self.image_size, self.train, self.seed = num_frames, image_size, train, seed
+        self.num_frames, self.image_size, self.train = num_frames, image_size, train
+        self.seed, self.flip = seed, flip
 
     def __len__(self):
         return len(self.paths)
@@ -216,7 +328,7 @@ class VideoDataset(torch.utils.data.Dataset):
         if not self.train:
             return center_crop(read_video(self.paths[index], self.num_frames), self.image_size)
         rng = np.random.default_rng([self.seed, epoch, index])
-        return random_crop(read_video(self.paths[index], self.num_frames, rng), self.image_size, rng)
+        return random_crop(read_video(self.paths[index], self.num_frames, rng), self.image_size, rng, self.flip)
 
     def __getitem__(self, key):
         epoch, index = key
@@ -295,13 +407,28 @@ def at_least(minimum, kind=int, maximum=float("inf")):
     return number
 
 
+def dataset(text):
+    """A type for argparse: a name in DATASETS or a folder."""
+    if text in DATASETS:
+        return text
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a folder nor one of {', '.join(DATASETS)}")
+    return str(Path(text).absolute())
+
+
 def add_arguments(parser, name="--data"):
     """The flags about data, the same in every script; here the name of the data set needs no flag."""
     group = parser.add_argument_group("data")
-    group.add_argument(name, nargs=None if name.startswith("-") else "?", choices=DATASETS, default="toy",
-                       help="data set (default: toy, or that of the weights)")
+    group.add_argument(name, nargs=None if name.startswith("-") else "?", type=dataset, default="toy", metavar="DATA",
+                       help=f"{', '.join(DATASETS)}, or a folder of your own videos, train/<class>/* and val/<class>/* "
+                            "(default: toy, or as the weights were trained)")
     group.add_argument("--root", type=Path, help="folder that holds it (default: datasets/NAME; the toy draws itself)")
     group.add_argument("--split", type=int, choices=(1, 2, 3), default=1, help="official split (default: 1)")
+    group.add_argument("--classes", choices=("all", "base", "novel"), default="all",
+                       help="base: the half with the most training videos; novel: the others (default: all)")
+    group.add_argument("--val-list", type=Path,
+                       help="in place of --data a list of the original code: 'path label' a line, paths below --root")
+    group.add_argument("--labels", type=Path, help="CSV of id,name that goes with the lists")
     group.add_argument("--frames", type=at_least(1),
                        help="frames taken from a video (default: 32, for tiny 8, or as the weights were trained)")
 
@@ -320,6 +447,12 @@ def draw_contact_sheet(dataset, names, path, num_videos=10, num_frames=8, tile=1
             picture = Image.fromarray(frame.permute(1, 2, 0).numpy()).resize((tile, tile))
             sheet.paste(picture, (210 + column * (tile + 2), row * (tile + 2)))
     sheet.save(path)
+
+
+def say(text=""):
+    """Prints a line, in the main process only, above a progress bar if there is one."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        tqdm.write(str(text))
 
 
 def run(main):
@@ -346,21 +479,22 @@ def main():
     parser.add_argument("--image-size", type=at_least(1), help="side of the input in pixels (default: 224, toy 64)")
     parser.add_argument("--seed", type=at_least(0), default=1024, help="of frames and crops (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="where to draw the contact sheet (default: NAME.png)")
+    parser.set_defaults(train_list=None, shots=None)
     args = parser.parse_args()
     is_toy = args.data == "toy"
     args.frames, args.image_size = args.frames or (8 if is_toy else 32), args.image_size or (64 if is_toy else 224)
     for train in (True, False):
-        samples, names = read_dataset(args.data, args.root, args.split, train)
+        samples, names = load_samples(args, train)
         sizes = Counter(label for _, label in samples)
         missing = sum(not path.exists() for path, _ in samples)
         smallest, largest = min(sizes[i] for i in range(len(names))), max(sizes.values())
-        print(f"{'training' if train else 'test':9} {len(samples)} videos, {missing} of them missing; "
-              f"{len(names)} classes, the smallest of {smallest} videos, the largest of {largest}")
+        say(f"{'training' if train else 'test':9} {len(samples)} videos, {missing} of them missing; "
+            f"{len(names)} classes, the smallest of {smallest} videos, the largest of {largest}")
         if train:
-            dataset = VideoDataset(samples, args.frames, args.image_size, train, args.seed)
-    out = args.out or Path(f"{args.data}.png")
-    draw_contact_sheet(dataset, names, out)
-    print(f"{out} shows some training videos as the model sees them")
+            clips = VideoDataset(samples, args.frames, args.image_size, train, args.seed, args.data != "ssv2")
+    out = args.out or Path(f"{Path(args.data).name}.png")
+    draw_contact_sheet(clips, names, out)
+    say(f"{out} shows some training videos as the model sees them")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import clip
 import data
+from data import say
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the scripts share: flags, processes, precision
@@ -58,6 +59,9 @@ def complete(parser, args, defaults, tiny_defaults):
     for name, value in (tiny_defaults if args.model == "tiny" else defaults).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    lists = (getattr(args, "train_list", args.val_list), args.val_list, args.labels)
+    if any(lists) and (not all(lists) or args.classes != "all"):
+        parser.error("--train-list (for training), --val-list and --labels go together, and not with --classes")
     found = torch.cuda.device_count()
     if args.gpus is None:
         args.gpus = min(found, 1)
@@ -101,12 +105,6 @@ def make_folder(path):
 def rank_and_world():
     """The number of this process and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def say(text=""):
-    """Prints a line, in the main process only, above a progress bar if there is one."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        tqdm.write(str(text))
 
 
 def hide_bars():
@@ -180,7 +178,7 @@ def parse_args():
     # What is not said is as it was when the weights were trained.
     trained = clip.read(args.weights).get("args", {}) if args.weights else {}
     same_data = args.data in (None, trained.get("data"))
-    for name in ("frames", "data", "root", "split") if same_data else ("frames",):
+    for name in ("frames", "data", "root", "split", "val_list", "labels") if same_data else ("frames",):
         if getattr(args, name) is None:
             setattr(args, name, trained.get(name))
     complete(parser, args, dict(frames=32), dict(frames=8))
@@ -190,13 +188,13 @@ def parse_args():
 def main():
     args = parse_args()
     device = start(args)
-    samples, classes = data.read_dataset(args.data, args.root, args.split)
+    samples, classes = data.load_samples(args, train=False)
     model = clip.load(args.weights or args.model, device)
     tokens = class_tokens(model, classes, args.template or model.template)
     if args.out:
         make_folder(args.out)
-    say(f"{args.weights or args.model} on {args.data}, split {args.split}: {len(samples)} videos, {len(classes)} "
-        f"classes, {args.frames} frames a video, prompt {args.template or model.template!r}")
+    say(f"{args.weights or args.model} on {args.val_list or args.data}, split {args.split}: {len(samples)} videos, "
+        f"{len(classes)} classes, {args.frames} frames a video, prompt {args.template or model.template!r}")
     with autocast(args, device):
         results = evaluate(model, make_loader(args, model, samples), tokens)
     say(f"top-1 {results['top1']:.1f} %   top-5 {results['top5']:.1f} %   of {results['count']} videos")

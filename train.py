@@ -26,9 +26,9 @@ from tqdm import tqdm
 import clip
 import data
 import evaluate
-from evaluate import say
+from data import say
 
-BAR = "{percentage:3.0f}% {bar:20} {elapsed} < {remaining} left, {postfix}"
+BAR = "{percentage:3.0f}% {bar:20} {elapsed} < {remaining} left{postfix}"
 MAX_LOGIT_SCALE = math.log(100)  # OpenAI's bound: exp(logit_scale) <= 100
 MAX_UNREADABLE = 0.05  # of the videos seen
 
@@ -40,6 +40,9 @@ TINY = dict(frames=8, batch_size=32, epochs=10, warmup_epochs=1.0, lr=8e-4)
 def parse_args():
     parser = data.Parser(__doc__)
     evaluate.add_arguments(parser, batch_size="256, for tiny 32")
+    group = parser.add_argument_group("training data")
+    group.add_argument("--train-list", type=Path, help="as --val-list, for training")
+    group.add_argument("--shots", type=data.at_least(1), help="training videos of each class, by --seed (default: all)")
     group = parser.add_argument_group("recipe")
     group.add_argument("--epochs", type=data.at_least(1), help="passes through the data (default: 10)")
     group.add_argument("--warmup-epochs", type=data.at_least(0, float),
@@ -68,7 +71,8 @@ def make_folder(args):
     """Makes the folder of the run: --out, or runs/NAME, or the first of runs/NAME-2, -3, ... that is not there yet."""
     if args.out is None:
         taken = {path.name for path in Path("runs").glob("*")}
-        names = itertools.chain([args.data], (f"{args.data}-{number}" for number in itertools.count(2)))
+        run = Path(args.data).name
+        names = itertools.chain([run], (f"{run}-{number}" for number in itertools.count(2)))
         args.out = Path("runs") / next(name for name in names if name not in taken)
     evaluate.make_folder(args.out)
 
@@ -188,7 +192,8 @@ def fit(args, model, train_samples, val_samples, classes, device):
     rank, world = evaluate.rank_and_world()
     if len(train_samples) < args.batch_size:
         raise ValueError(f"{len(train_samples)} training videos do not fill a --batch-size of {args.batch_size}")
-    dataset = data.VideoDataset(train_samples, args.frames, model.image_size, train=True, seed=args.seed)
+    dataset = data.VideoDataset(train_samples, args.frames, model.image_size, train=True, seed=args.seed,
+                                flip=args.data != "ssv2")  # there left and right make different classes
     batches = data.Batches(len(dataset), args.batch_size, args.seed, rank, world)
     loader = data.make_loader(dataset, batches, args.workers)
     val_loader = evaluate.make_loader(args, model, val_samples)
@@ -205,7 +210,8 @@ def fit(args, model, train_samples, val_samples, classes, device):
     machine = torch.cuda.get_device_name() if args.gpus else "CPU"
     say(f"""\
 model      {args.weights or args.model}, {sum(p.numel() for p in parameters) / 1e6:.1f} M parameters to train
-data       {args.data}, split {args.split}: {len(train_samples)} + {len(val_samples)} videos, {len(classes)} classes
+data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(classes)}
+videos     {len(train_samples)} for training, {len(val_samples)} for validation
 input      {args.frames} frames of {model.image_size} x {model.image_size}, prompt {args.template!r}
 training   {args.epochs} epochs of {len(batches)} steps of {args.batch_size} videos, learning rate {args.lr:g}
 machine    {world} x {machine}, mixed precision {args.amp}, {args.workers} workers
@@ -249,8 +255,8 @@ def main():
     args = parse_args()
     begin = time.perf_counter()
     device = evaluate.start(args)
-    train_samples, classes = data.read_dataset(args.data, args.root, args.split, train=True)
-    val_samples, _ = data.read_dataset(args.data, args.root, args.split)
+    train_samples, classes = data.load_samples(args, train=True)
+    val_samples, _ = data.load_samples(args, train=False)
     model = clip.load(args.weights or args.model, device)
     model.token_embedding.requires_grad_(False)
     before, best = fit(args, model, train_samples, val_samples, classes, device)

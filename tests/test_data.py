@@ -1,4 +1,5 @@
 """Frames, crops, lists and batches against the rules written another way."""
+import types
 from collections import Counter
 
 import numpy as np
@@ -137,6 +138,106 @@ def test_ucf101_lists_are_read(ucf101):
     samples, _ = data.read_dataset("ucf101", ucf101, split=2, train=False)
     assert [path.name for path, _ in samples] == ["v_ApplyEyeMakeup_g01_c01.avi", "v_YoYo_g01_c01.avi"]
     assert all(path.is_file() for path, _ in samples)
+
+
+def touch(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+
+
+def relative(samples, root):
+    return [(str(path.relative_to(root)), label) for path, label in samples]
+
+
+def test_hmdb51_lists_are_read(tmp_path):
+    lists = tmp_path / "testTrainMulti_7030_splits"
+    lists.mkdir()
+    (lists / "brush_hair_test_split2.txt").write_text("a#(1)!&.avi 1 \nb.avi 2 \nunused.avi 0 \n")
+    (lists / "wave_test_split2.txt").write_text("c.avi 2 \nd.avi 1 \n")
+    (lists / "wave_test_split1.txt").write_text("c.avi 1 \n")
+    samples, names = data.read_dataset("hmdb51", tmp_path, split=2, train=True)
+    assert names == ["brush hair", "wave"]
+    assert relative(samples, tmp_path) == [("brush_hair/a#(1)!&.avi", 0), ("wave/d.avi", 1)]
+    samples, _ = data.read_dataset("hmdb51", tmp_path, split=2)
+    assert relative(samples, tmp_path) == [("brush_hair/b.avi", 0), ("wave/c.avi", 1)]
+
+
+@pytest.mark.parametrize("folder", ["{label}/", ""])
+def test_kinetics_is_read_with_class_folders_and_without(folder, tmp_path, capsys):
+    (tmp_path / "val.csv").write_text("label,youtube_id,time_start,time_end,split\n"
+                                      "archery,-abc_1,7,17,val\nabseiling,xyz,100,110,val\narchery,gone,1,11,val\n")
+    files = ["val/" + folder.format(label="archery") + "-abc_1_000007_000017.mp4",
+             "val/" + folder.format(label="abseiling") + "xyz_000100_000110.mkv"]
+    touch(tmp_path, *files)
+    samples, names = data.read_dataset("k400", tmp_path)
+    assert names == ["abseiling", "archery"]
+    assert relative(samples, tmp_path) == [(files[0], 1), (files[1], 0)]
+    assert capsys.readouterr().out == "1 of the 3 videos in val.csv are not on disk\n"
+
+
+def test_something_something_is_read_without_brackets(tmp_path):
+    (tmp_path / "labels.json").write_text('{"Holding something": "0", "Pushing something off of something": "1"}')
+    (tmp_path / "validation.json").write_text('[{"id": "7", "label": "pushing a cup off of a table", '
+                                              '"template": "Pushing [something] off of [something]"}]')
+    samples, names = data.read_dataset("ssv2", tmp_path)
+    assert names == ["holding something", "pushing something off of something"]
+    assert relative(samples, tmp_path) == [("20bn-something-something-v2/7.webm", 1)]
+
+
+def test_a_folder_of_own_videos(tmp_path):
+    touch(tmp_path, "train/ridingBike/1.mp4", "train/ridingBike/notes.txt", "train/a_walk/2.MOV", "val/a_walk/3.webm")
+    samples, names = data.read_dataset(str(tmp_path), train=True)
+    assert names == ["a walk", "riding bike"]
+    assert relative(samples, tmp_path) == [("train/a_walk/2.MOV", 0), ("train/ridingBike/1.mp4", 1)]
+    assert relative(data.read_dataset(str(tmp_path))[0], tmp_path) == [("val/a_walk/3.webm", 0)]
+    touch(tmp_path, "val/unknown/4.mp4")
+    with pytest.raises(ValueError, match="val/unknown/4.mp4 is of a class that .*/train lacks"):
+        data.read_dataset(str(tmp_path))
+
+
+def flags(**given):
+    defaults = dict(data="toy", root=None, split=1, classes="all", shots=None, seed=1, train_list=None, val_list=None)
+    return types.SimpleNamespace(**defaults | given)
+
+
+def test_lists_of_the_original_code(tmp_path):
+    (tmp_path / "labels.csv").write_text("id,name\n0,brush hair\n1,cartwheel\n")
+    (tmp_path / "val.txt").write_text("with space/a.avi 1\nb.avi 0\n")
+    args = flags(val_list=tmp_path / "val.txt", labels=tmp_path / "labels.csv", root=tmp_path)
+    samples, names = data.load_samples(args, train=False)
+    assert names == ["brush hair", "cartwheel"]
+    assert relative(samples, tmp_path) == [("with space/a.avi", 1), ("b.avi", 0)]
+    (tmp_path / "val.txt").write_text("a.avi 0\nb.avi 2\n")
+    with pytest.raises(ValueError, match="labels.csv has no class for the label of 'b.avi 2'"):
+        data.load_samples(args, train=False)
+
+
+def test_base_classes_are_the_more_frequent_half_and_novel_the_rest():
+    training, names = data.load_samples(flags(), train=True)
+    counts = Counter(names[label] for _, label in training)
+    halves = {}
+    for half in ("base", "novel"):
+        samples, halves[half] = data.load_samples(flags(classes=half), train=False)
+        assert {label for _, label in samples} == set(range(len(halves[half])))
+        # a label is the number of the class within its half: the path tells the class
+        assert all(data.words(path.parent.name) == halves[half][label] for path, label in samples)
+    assert sorted(halves["base"] + halves["novel"]) == sorted(names)
+    assert len(halves["base"]) == 13
+    assert min(counts[name] for name in halves["base"]) > max(counts[name] for name in halves["novel"])
+
+
+def test_ties_between_base_classes_go_by_name():
+    samples = [("a", 0), ("b", 1), ("c", 2), ("d", 2)]
+    assert data.base_classes(samples, ["zebra", "ant", "bear"]) == [1, 2]
+
+
+def test_shots_are_drawn_by_the_seed_alone():
+    some, names = data.load_samples(flags(shots=4, classes="base"), train=True)
+    assert Counter(label for _, label in some) == dict.fromkeys(range(13), 4)
+    assert some == data.load_samples(flags(shots=4, classes="base"), train=True)[0]
+    assert some != data.load_samples(flags(shots=4, classes="base", seed=2), train=True)[0]
+    assert data.draw_shots([("a", 0), ("b", 1), ("c", 1)], 2, seed=0) == [("a", 0), ("b", 1), ("c", 1)]
 
 
 def test_a_data_set_that_is_not_there_says_what_belongs_where(tmp_path):
