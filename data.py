@@ -224,7 +224,7 @@ def listed(file, labels, root):
     with open(labels, newline="") as lines_of_csv:
         names = {int(row["id"]): row["name"] for row in csv.DictReader(lines_of_csv)}
     samples = []
-    for line in lines(file):
+    for line in lines(Path(file)):
         path, _, label = line.rpartition(" ")
         if not label.isdecimal() or int(label) not in names:
             raise ValueError(f"{file}: {labels} has no class for the label of {line!r}")

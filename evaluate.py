@@ -94,6 +94,11 @@ def start(args):
     return device
 
 
+def plain(args):
+    """The arguments as a dict that JSON and `torch.load(weights_only=True)` can hold."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+
+
 def make_folder(path):
     """Makes the folder of --out, before any work is done for it. Raises ValueError that names the flag."""
     try:
@@ -201,8 +206,7 @@ def main():
     for error in results["unreadable"]:
         say(f"counted as wrong: {error}")
     if args.out and rank_and_world()[0] == 0:
-        arguments = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        (args.out / "results.json").write_text(json.dumps(results | {"arguments": arguments}, indent=1) + "\n")
+        (args.out / "results.json").write_text(json.dumps(results | {"arguments": plain(args)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -106,15 +106,10 @@ def save(path, checkpoint):
     temporary.replace(path)
 
 
-def plain(args):
-    """The arguments as a dict that JSON and `torch.load(weights_only=True)` can hold."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-
-
 def checkpoint(model, args, classes, **more):
     """All that it takes to use the model: the weights, how they are fed, the class names, the arguments."""
     return {"model": model.state_dict(), "mean": model.mean, "std": model.std, "template": model.template,
-            "classes": classes, "args": plain(args), **more}
+            "classes": classes, "args": evaluate.plain(args), **more}
 
 
 def draw_curves(folder):
@@ -203,10 +198,10 @@ def fit(args, model, train_samples, val_samples, classes, device):
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     network = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
 
+    tokens = evaluate.class_tokens(model, classes, args.template).to(device)
     if rank == 0:
         make_folder(args)
-        (args.out / "args.json").write_text(json.dumps(plain(args), indent=1) + "\n")
-    tokens = evaluate.class_tokens(model, classes, args.template).to(device)
+        (args.out / "args.json").write_text(json.dumps(evaluate.plain(args), indent=1) + "\n")
     machine = torch.cuda.get_device_name() if args.gpus else "CPU"
     say(f"""\
 model      {args.weights or args.model}, {sum(p.numel() for p in parameters) / 1e6:.1f} M parameters to train
