@@ -196,7 +196,7 @@ def fit(args, model, train_samples, val_samples, classes, device):
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), eps=1e-8, weight_decay=args.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
-    network = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
+    network = DistributedDataParallel(model) if world > 1 else model
 
     tokens = evaluate.class_tokens(model, classes, args.template).to(device)
     if rank == 0:
