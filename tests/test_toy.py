@@ -1,7 +1,12 @@
 """The toy is what it claims to be: a data set in UCF101's layout, the same every time, whose frames show the action."""
+import os
+import subprocess
+import sys
+
 import av
 import numpy as np
 import torch
+from conftest import PROJECT
 
 import clip
 import data
@@ -81,3 +86,14 @@ def test_tiny_knows_objects_and_no_actions():
 
         assert right(toy.draw.OBJECTS, 0) > 0.9
         assert right(toy.draw.ACTIONS, 1) < 0.4
+
+
+def test_pretraining_writes_weights_that_load_and_are_the_same_again(tmp_path, home):
+    environment = {**os.environ, "HOME": str(home)}
+    for name in ("a.pt", "b.pt"):
+        command = [sys.executable, "-m", "toy.pretrain", "--steps", "3", "--batch-size", "8", "--out", tmp_path / name]
+        subprocess.run(command, cwd=PROJECT, env=environment, check=True, capture_output=True)
+    files = (tmp_path / "a.pt", tmp_path / "b.pt", "tiny")
+    first, again, shipped = (clip.load(file).state_dict() for file in files)
+    assert {name: value.shape for name, value in first.items()} == {name: v.shape for name, v in shipped.items()}
+    assert all(torch.equal(first[name], again[name]) for name in first)

@@ -26,8 +26,6 @@ from toy import draw
 
 DIMENSIONS = dict(embed_dim=128, image_size=64, patch_size=16, vision_width=128, vision_layers=3, context_length=77,
                   vocab_size=clip.TINY_VOCABULARY, text_width=128, text_layers=3)
-
-
 POSES = ("on the left", "on the right", "at the top", "at the bottom", "that is small", "that is large", "tilted",
          "upside down")
 
@@ -63,11 +61,11 @@ def batch(size, rng):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(clip.MODELS["tiny"]))
+    parser.add_argument("--steps", type=int, default=2500, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images in a batch (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of images and weights (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path(clip.MODELS["tiny"]), help="file (default: toy/tiny.pt)")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
