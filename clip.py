@@ -68,6 +68,8 @@ class Tokenizer:
         return [token for word in self.words.findall(text) for token in self.encode_word(word)]
 
     def encode_word(self, word):
+        """The token ids of one word: of the pairs in it, the one that comes first in the merges is joined, again and
+        again, until none of them is a merge."""
         parts = [self.character[byte] for byte in word.encode()]
         parts[-1] += "</w>"
         while len(parts) > 1:
@@ -344,7 +346,6 @@ def read_merges(vocab_size):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading weights
-
 
 # The original ViFi-CLIP normalises pixels like this, and not as CLIP does.
 IMAGENET = {"mean": torch.tensor([0.485, 0.456, 0.406]), "std": torch.tensor([0.229, 0.224, 0.225])}

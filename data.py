@@ -14,6 +14,7 @@ sample gets depends on (seed, epoch, index) alone, not on who reads it.
 import argparse
 import copy
 import csv
+import functools
 import json
 import os
 import re
@@ -136,7 +137,6 @@ def random_crop(video, size, rng, flip=True):
 # ---------------------------------------------------------------------------------------------------------------------
 # Data sets: a list of (path, label) and a list of class names
 
-
 VIDEO_FILES = {".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp"}
 
 
@@ -171,11 +171,11 @@ def toy_ucf101(root, split, train):
 def hmdb51(root, split, train):
     """HMDB51 (Kuehne et al., 2011). Each class has a list; a 1 behind a file is for training, a 2 for testing."""
     end = f"_test_split{split}.txt"
-    lists = sorted((root / "testTrainMulti_7030_splits").iterdir())
-    names = [file.name.removesuffix(end) for file in lists if file.name.endswith(end)]
+    lists = sorted(path for path in (root / "testTrainMulti_7030_splits").iterdir() if path.name.endswith(end))
+    names = [path.name.removesuffix(end) for path in lists]
     samples = []
-    for label, name in enumerate(names):
-        for line in lines(root / "testTrainMulti_7030_splits" / f"{name}{end}"):
+    for label, (name, path) in enumerate(zip(names, lists)):
+        for line in lines(path):
             file, mark = line.rsplit(maxsplit=1)
             if mark == ("1" if train else "2"):
                 samples.append((root / name / file, label))
@@ -223,13 +223,14 @@ def listed(file, labels, root):
     """A list of the original code, "path label" a line, and its names, a CSV of id and name. Paths are below `root`."""
     with open(labels, newline="") as lines_of_csv:
         names = {int(row["id"]): row["name"] for row in csv.DictReader(lines_of_csv)}
+    order = {number: i for i, number in enumerate(sorted(names))}
     samples = []
     for line in lines(Path(file)):
         path, _, label = line.rpartition(" ")
         if not label.isdecimal() or int(label) not in names:
             raise ValueError(f"{file}: {labels} has no class for the label of {line!r}")
-        samples.append((root / path, sorted(names).index(int(label))))
-    return samples, [names[i] for i in sorted(names)]
+        samples.append((root / path, order[int(label)]))
+    return samples, [names[number] for number in order]
 
 
 DATASETS = {"toy": toy_ucf101, "ucf101": ucf101, "hmdb51": hmdb51, "k400": kinetics, "k600": kinetics, "ssv2": ssv2}
@@ -267,6 +268,10 @@ def read_dataset(name, root=None, split=1, train=False):
     return samples, names
 
 
+# train.py asks for both halves, and --classes for the training half each time: it is read, and its gaps are told, once.
+read_once = functools.cache(read_dataset)
+
+
 def base_classes(samples, names):
     """The labels of the base classes: the half, rounded up, that has the most training samples; ties by name."""
     counts = Counter(label for _, label in samples)
@@ -290,12 +295,13 @@ def load_samples(args, train):
     if file:
         samples, names = listed(file, args.labels, args.root or Path())
     else:
-        samples, names = read_dataset(args.data, args.root, args.split, train)
+        samples, names = read_once(args.data, args.root, args.split, train)
     if args.classes != "all":  # the more frequent half is of the training set, whichever half is read
-        training = samples if train else read_dataset(args.data, args.root, args.split, train=True)[0]
+        training, _ = read_once(args.data, args.root, args.split, True)
         base = base_classes(training, names)
         kept = base if args.classes == "base" else [label for label in range(len(names)) if label not in base]
-        samples = [(path, kept.index(label)) for path, label in samples if label in kept]
+        position = {label: i for i, label in enumerate(kept)}
+        samples = [(path, position[label]) for path, label in samples if label in position]
         names = [names[label] for label in kept]
     if train and args.shots:
         samples = draw_shots(samples, args.shots, args.seed)

@@ -176,6 +176,17 @@ def test_kinetics_is_read_with_class_folders_and_without(folder, tmp_path, capsy
     assert capsys.readouterr().out == "1 of the 3 videos in val.csv are not on disk\n"
 
 
+def test_videos_that_are_not_on_disk_are_told_once(tmp_path, capsys):
+    for half in ("train", "val"):
+        rows = "".join(f"{name},{name},1,11,{half}\n" for name in ("a", "b", "gone"))
+        (tmp_path / f"{half}.csv").write_text("label,youtube_id,time_start,time_end,split\n" + rows)
+        touch(tmp_path, f"{half}/a_000001_000011.mp4", f"{half}/b_000001_000011.mp4")
+    for train in (True, False):
+        data.load_samples(flags(data="k400", root=tmp_path, classes="base"), train)
+    assert capsys.readouterr().out.splitlines() == [f"1 of the 3 videos in {half}.csv are not on disk"
+                                                    for half in ("train", "val")]
+
+
 def test_something_something_is_read_without_brackets(tmp_path):
     (tmp_path / "labels.json").write_text('{"Holding something": "0", "Pushing something off of something": "1"}')
     (tmp_path / "validation.json").write_text('[{"id": "7", "label": "pushing a cup off of a table", '
