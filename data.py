@@ -12,15 +12,19 @@ sample gets depends on (seed, epoch, index) alone, not on who reads it.
 `python data.py NAME` shows what is on disk and draws what the model will see.
 """
 import argparse
+import contextlib
 import copy
 import csv
 import functools
 import json
+import math
 import os
 import re
 import sys
 import textwrap
+import time
 from collections import Counter
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import av
@@ -28,6 +32,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
 from tqdm import tqdm
 
@@ -56,64 +62,183 @@ def sample_frames(num_frames, num_samples, rng=None):
     return np.round(i * n / num_samples).astype(np.int64) % n
 
 
-def read_video(path, num_samples, rng=None):
-    """Decodes T = num_samples frames of a video file: uint8 [T, 3, h, w], RGB; `sample_frames` says which.
+# What one file may ask for. These bound work and not time: what is refused is the same on every machine.
+MAX_PIXELS = 2 ** 26  # of a frame: twice 8K
+MAX_PACKETS, MAX_BYTES = 200_000, 2 ** 30  # of a compressed video: two hours
+MAX_DECODED = 2 ** 36  # pixels decoded for one clip: 20 minutes of 1080p, where all of it has to be decoded
 
-    Raises ValueError, or OSError, with the reason if the file is not a video that can be decoded.
+IMAGE_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+
+
+def read_video(path, num_samples, rng=None, short_side=None):
+    """Reads T = num_samples frames of a video file, or of a folder of images in the order of the numbers in their
+    names: uint8 [T, 3, h, w], RGB, upright; `sample_frames` says which.
+
+    Frames over twice as large as `short_side` (pixels) are reduced to it on the way, which saves time and memory.
+    Raises ValueError, or OSError, with the reason if no frame can be read or the file asks for too much.
     """
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError("it has no video stream")
-            stream = container.streams.video[0]
-            stream.thread_count = 1  # the workers are the parallel part
-            # The compressed packets are small and are kept: counting them is the only way to know the number of frames
-            # before decoding, since the count in the header may be missing or wrong.
-            packets = [packet for packet in container.demux(stream) if packet.size]
-            count, frames = len(packets), []
-            while len(frames) < num_samples:
-                if count == 0:
-                    raise ValueError("no frame of it can be decoded")
-                # If decoding gives fewer frames than there are packets, the rule is applied again to the right number.
-                indices = sample_frames(count, num_samples, copy.deepcopy(rng))
-                frames, count = decode(stream.codec_context, packets, indices)
-    except av.error.FFmpegError as error:
-        raise ValueError(error.strerror) from error
+        frames = (read_images if Path(path).is_dir() else decode_video)(path, num_samples, rng, short_side)
+    except (av.error.FFmpegError, Image.DecompressionBombError, SyntaxError) as error:  # pillow's, for a broken PNG
+        raise ValueError(reason(error)) from error
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
-def decode(codec, packets, indices):
-    """Decodes packets until all frames of `indices` are found. Returns them, a list of uint8 [h, w, 3] in the order of
-    `indices` (shorter if the video ended before), and the number of frames seen. A damaged packet is passed over."""
-    codec.flush_buffers()
+def reduced(height, width, short_side):
+    """The height and width to which frames are reduced while they are read."""
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"a frame of {width} x {height} pixels is too large")
+    scale = short_side / min(height, width) if short_side and min(height, width) > 2 * short_side else 1
+    return round(height * scale), round(width * scale)
+
+
+def image_files(path):
+    """The images of a folder in the order of the numbers in their names: frame9.jpg comes before frame10.jpg."""
+    def numbers(file):
+        return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", file.name)]
+
+    return sorted((file for file in Path(path).iterdir() if file.suffix.lower() in IMAGE_FILES), key=numbers)
+
+
+def read_images(path, num_samples, rng, short_side):
+    """`read_video` for a folder of images: a list of uint8 [h, w, 3]."""
+    files = image_files(path)
+    indices = sample_frames(len(files), num_samples, rng).tolist()
+    found, size = {}, None
+    for i in sorted(set(indices)):
+        with Image.open(files[i]) as image:
+            size = size or reduced(image.height, image.width, short_side)
+            found[i] = np.array(image.convert("RGB").resize(size[::-1], Image.Resampling.BOX))
+    return [found[i] for i in indices]
+
+
+@contextlib.contextmanager
+def open_video(path):
+    """Gives the decoder of a video file and its compressed packets, in groups that can be decoded on their own.
+
+    Compressed they are small and can be kept: to count them is the only way to know the number of frames before
+    decoding, since the header may lack it or lie.
+    """
+    if not Path(path).is_file():  # a pipe would be waited for
+        raise FileNotFoundError("there is no such file")
+    # "file:", or else a colon in the name would make a protocol of what is before it.
+    with av.open(f"file:{path}", metadata_errors="ignore") as container:
+        stream = container.streams.best("video")
+        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:  # the cover of a song
+            raise ValueError("it has no video stream")
+        if stream.codec_context is None:
+            raise ValueError("its codec is unknown")
+        stream.codec_context.thread_count = 1  # the workers are the parallel part
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        packets, size = [], 0
+        try:
+            for packet in container.demux(stream):
+                if packet.size:
+                    packets.append(packet)
+                    size += packet.size
+                if len(packets) > MAX_PACKETS or size > MAX_BYTES:
+                    raise ValueError(f"over {MAX_PACKETS:,} frames or {MAX_BYTES:,} bytes: cut it into clips")
+        except av.error.InvalidDataError:
+            pass  # the file ends here, or is damaged: what came before may do
+        yield stream.codec_context, group_packets(packets)
+
+
+def group_packets(packets):
+    """Cuts a list of packets before each keyframe, unless a packet behind the keyframe is shown before it."""
+    if any(packet.pts is None for packet in packets):
+        return [packets]
+    starts, earliest = [], float("inf")
+    for i, packet in reversed(list(enumerate(packets))):
+        if i == 0 or (packet.is_keyframe and packet.pts < earliest):
+            starts.insert(0, i)
+        earliest = min(earliest, packet.pts)
+    return [packets[start:end] for start, end in zip(starts, [*starts[1:], None])]
+
+
+def num_frames(packets):
+    """How many frames are shown of some packets: the first ones of a video may only be there to decode the others."""
+    return sum(not packet.is_discard for packet in packets)
+
+
+def decode_video(path, num_samples, rng, short_side):
+    """`read_video` for a video file: a list of uint8 [h, w, 3]."""
+    with open_video(path) as (codec, groups):
+        size = reduced(codec.height, codec.width, short_side)
+        count = sum(map(num_frames, groups))
+        while count:
+            indices = sample_frames(count, num_samples, copy.deepcopy(rng)).tolist()
+            found, seen = decode(codec, groups, set(indices), size)
+            if len(found) == len(set(indices)):
+                return [found[i] for i in indices]
+            # Decoding gave fewer frames than there are packets. How many there are in all is known when no group is
+            # skipped; then the rule is applied again to that number.
+            count, groups = (seen if len(groups) == 1 else count), [sum(groups, [])]
+    raise ValueError("no frame of it can be decoded")
+
+
+def count_frames(path):
+    """The number of frames of a video file, as far as can be known without decoding it, or of a folder of images."""
+    if Path(path).is_dir():
+        return len(image_files(path))
+    with open_video(path) as (_, groups):
+        return sum(map(num_frames, groups))
+
+
+def decode(codec, groups, wanted, size):
+    """Decodes those groups of packets that hold a frame whose number is in the set `wanted`.
+
+    Returns the wanted frames by number, a dict of uint8 [h, w, 3], and how many frames were seen; some are missing
+    where damaged packets, which are passed over, gave none. `size` is theirs before they are turned upright.
+    """
     reformatter = av.video.reformatter.VideoReformatter()  # one for the clip: it keeps its scaler
-    wanted, found, count = set(indices.tolist()), {}, 0
+    found, pixels, end, number = {}, 0, 0, -1
+    for group in groups:
+        first, end = end, end + num_frames(group)
+        left = {i for i in wanted if first <= i < end}
+        for number, frame in enumerate(decode_group(codec, group) if left else (), first):
+            pixels += frame.height * frame.width
+            if pixels > MAX_DECODED:
+                raise ValueError("it takes too long to decode; cut it into clips")
+            if number in left:
+                picture = reformatter.reformat(frame, size[1], size[0], "rgb24", interpolation="AREA")
+                found[number] = np.rot90(picture.to_ndarray(), frame.rotation // 90)
+                left.remove(number)
+                if not left:
+                    break
+    return found, number + 1
+
+
+def decode_group(codec, packets):
+    codec.flush_buffers()
     for packet in [*packets, None]:  # None: the frames that the decoder still holds
         try:
-            decoded = codec.decode(packet)
+            yield from codec.decode(packet)
         except av.error.InvalidDataError:
             continue
-        for frame in decoded:
-            if count in wanted:
-                found[count] = reformatter.reformat(frame, codec.width, codec.height, "rgb24").to_ndarray()
-            count += 1
-        if len(found) == len(wanted):
-            break
-    return [found[i] for i in indices if i in found], count
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Crops
 
 
-def center_crop(video, size):
-    """The test crop: the central 7/8 of the short side, squared. uint8 [T, 3, h, w] -> [T, 3, S, S].
+# The short side that the crops are cut from, for an input of one pixel. A crop does not resize to it first, but cuts
+# the same part out of the video as it is: one interpolation.
+SHORT_SIDE = 256 / 224
 
-    It is what is left by resizing the short side to 256 and cutting out the central 224 x 224, in one interpolation.
-    """
+
+def center_crop(video, size):
+    """The test crop: the central 224 x 224 of a short side of 256. uint8 [T, 3, h, w] -> [T, 3, S, S]."""
     h, w = video.shape[-2:]
-    side = round(min(h, w) * 224 / 256)
+    side = round(min(h, w) / SHORT_SIDE)
     return resized_crop(video, (h - side) // 2, (w - side) // 2, side, side, [size, size], antialias=True)
+
+
+def three_crops(video, size):
+    """Squares of the whole short side at one end, in the middle and at the other: [T, 3, h, w] -> [3, T, 3, S, S]."""
+    h, w = video.shape[-2:]
+    side = min(h, w)
+    return torch.stack([resized_crop(video, (h - side) * place // 2, (w - side) * place // 2, side, side, [size, size],
+                                     antialias=True) for place in (0, 1, 2)])
 
 
 CROP_SCALES = (1, 0.875, 0.75, 0.66)  # of the short side
@@ -132,6 +257,67 @@ def random_crop(video, size, rng, flip=True):
     video = resized_crop(video, int((h - height) * down), int((w - width) * right), height, width, [size, size],
                          antialias=True)
     return horizontal_flip(video) if flip and rng.uniform() < 0.5 else video
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Colours and mixtures: on the device, where they cost next to nothing
+
+AUGMENTATIONS = ("none", "crop", "color", "mix")  # each includes those before it
+
+
+def draw_colors(seed, epoch, indices):
+    """How to change the colours of the clips (epoch, index), float [B, 4]: with probability 0.8 factors of brightness,
+    contrast and saturation and a turn of the hue, and with probability 0.2 no saturation at all."""
+    colors = np.tile([1.0, 1.0, 1.0, 0.0], (len(indices), 1))
+    for color, index in zip(colors, indices):
+        rng = np.random.default_rng([seed, epoch, index, 1])  # 1: not the numbers that the frames and crop came from
+        if rng.uniform() < 0.8:
+            color[:] = rng.uniform((0.6, 0.6, 0.8, -0.1), (1.4, 1.4, 1.2, 0.1))
+        if rng.uniform() < 0.2:
+            color[2] = 0
+    return torch.from_numpy(colors).float()
+
+
+def color_matrix(colors, mean):
+    """What `colors` [B, 4] do to the colours x = (r, g, b) of clips with the mean colours `mean` [B, 3], as matrices
+    for (r, g, b, 1): [B, 3, 4]. With brightness b, contrast c, saturation s and hue h, in circles,
+
+        x' = b (c (y + s (cos h (x - y) + sin h Q x)) + (1 - c) luma of the mean),   y = luma of x
+
+    Q takes a colour's chrominance a quarter circle on, in the plane of I and Q of YIQ (NTSC). Saturation and hue leave
+    luma as it is, so that it does not matter in which order the four are done.
+    """
+    brightness, contrast, saturation, hue = colors[:, :, None, None].unbind(1)  # [B, 1, 1]
+    yiq = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+    quarter = torch.linalg.inv(yiq) @ torch.tensor([[0.0, 0, 0], [0, 0, 1], [0, -1, 0]]) @ yiq
+    quarter, luma = quarter.to(colors), yiq[:1].expand(3, 3).to(colors)
+    chroma = torch.eye(3).to(colors) - luma
+    turned = (2 * torch.pi * hue).cos() * chroma + (2 * torch.pi * hue).sin() * quarter
+    linear = contrast * (luma + saturation * turned)
+    return brightness * torch.cat([linear, (1 - contrast) * (luma @ mean[:, :, None])], dim=2)
+
+
+def change_colors(video, colors):
+    """Color jitter, one for all frames of a clip: uint8 [B, T, 3, S, S], [B, 4] -> float, pixels in 0..255."""
+    pixels = video.flatten(-2).float()  # [B, T, 3, S * S]
+    matrix = color_matrix(colors, pixels.mean(dim=(1, 3)))[:, None]
+    return (matrix[..., :3] @ pixels + matrix[..., 3:]).clamp_(0, 255).unflatten(-1, video.shape[-2:])
+
+
+def mix(video, target, seed):
+    """Mixup (alpha 0.8) or CutMix (alpha 1), each half of the time: neighbours, 0 and 1, 2 and 3, ... mix with each
+    other, all by the same coefficient or box, which depends on the seed alone.
+
+    Float video [B, T, 3, S, S] and target [B, C], the probabilities of the classes, to the same shapes; B is even.
+    """
+    # For torchvision a batch of two, which hold all the even and all the odd clips, with the labels 0 and 1.
+    pairs = tv_tensors.Video(video.unflatten(0, (-1, 2)).transpose(0, 1).flatten(1, 2))  # [2, B / 2 * T, 3, S, S]
+    choice = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=2), v2.CutMix(alpha=1.0, num_classes=2)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.default_rng(seed).integers(2 ** 63)))
+        pairs, share = choice(pairs, torch.arange(2))
+    video = pairs.as_subclass(torch.Tensor).unflatten(1, (-1, video.shape[1])).transpose(0, 1).flatten(0, 1)
+    return video, (share.to(target) @ target.unflatten(0, (-1, 2))).flatten(0, 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -208,11 +394,12 @@ def ssv2(root, split, train):
 
 
 def folder(root, split, train):
-    """Your own videos: train/<class>/* and val/<class>/*, as torchvision's ImageFolder has it."""
+    """Your own videos: train/<class>/* and val/<class>/*, as torchvision's ImageFolder has it. A video is a file or a
+    folder of its frames."""
     names = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
     samples = []
     for path in sorted((root / ("train" if train else "val")).glob("*/*")):
-        if path.suffix.lower() in VIDEO_FILES:
+        if path.suffix.lower() in VIDEO_FILES or path.is_dir():
             if path.parent.name not in names:
                 raise ValueError(f"{path} is of a class that {root / 'train'} lacks")
             samples.append((path, names.index(path.parent.name)))
@@ -312,29 +499,43 @@ def load_samples(args, train):
 # Loading
 
 
+def reason(error):
+    """What an exception says, without the number and the name of a file."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 class VideoDataset(torch.utils.data.Dataset):
     """Clips by (epoch, index): a video uint8 [T, 3, S, S], its label, its index and the error, "" if there was none.
 
-    A video that cannot be read is replaced by the next of the list in training, and is all zeros in evaluation. The
-    error tells of all that could not be read, a line each.
+    In training frames and crop are random, unless `augment` is "none", and a video that cannot be read is replaced by
+    the next of the list. In evaluation it is all zeros; the error tells of all that could not be read, a line each.
+    With `views` = (V, K) other than (1, 1) an evaluated video is [V * K, T, 3, S, S]: V clips, whose frames lie between
+    each other, and K = 1 (centre) or 3 crops of each.
     """
 
     ATTEMPTS = 12  # videos in a row; more than train.py lets pass
 
-    def __init__(self, samples, num_frames, image_size, train, seed=0, flip=True):
+    def __init__(self, samples, num_frames, image_size, train, seed=0, flip=True, augment="crop", views=(1, 1)):
         self.paths = np.array([str(path) for path, _ in samples])  # arrays: forked workers share them without copying
         self.labels = np.array([label for _, label in samples])
         self.num_frames, self.image_size, self.train = num_frames, image_size, train
-        self.seed, self.flip = seed, flip
+        self.seed, self.flip, self.augment, self.views = seed, flip, augment, views
 
     def __len__(self):
         return len(self.paths)
 
     def read_clip(self, epoch, index):
-        if not self.train:
-            return center_crop(read_video(self.paths[index], self.num_frames), self.image_size)
-        rng = np.random.default_rng([self.seed, epoch, index])
-        return random_crop(read_video(self.paths[index], self.num_frames, rng), self.image_size, rng, self.flip)
+        short_side = round(self.image_size * SHORT_SIDE)
+        if self.train and self.augment != "none":
+            rng = np.random.default_rng([self.seed, epoch, index])
+            video = read_video(self.paths[index], self.num_frames, rng, short_side)
+            return random_crop(video, self.image_size, rng, self.flip)
+        clips, crops = self.views
+        # Of V * T segments clip v takes every V-th, from v on: the offsets (v + 1/2) / V inside each of T segments.
+        video = read_video(self.paths[index], clips * self.num_frames, None, short_side)
+        video = center_crop(video, self.image_size)[None] if crops == 1 else three_crops(video, self.image_size)
+        video = video.unflatten(1, (self.num_frames, clips)).transpose(1, 2).flatten(0, 1)  # [V * K, T, 3, S, S]
+        return video if len(video) > 1 else video[0]
 
     def __getitem__(self, key):
         epoch, index = key
@@ -344,9 +545,10 @@ class VideoDataset(torch.utils.data.Dataset):
                 video = self.read_clip(epoch, index)
                 break
             except (ValueError, OSError) as error:
-                errors.append(f"{self.paths[index]}: {getattr(error, 'strerror', None) or error}")
+                errors.append(f"{self.paths[index]}: {reason(error)}")
             if not self.train or len(errors) == self.ATTEMPTS:
-                video = torch.zeros(self.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
+                views = () if self.views == (1, 1) else (math.prod(self.views),)
+                video = torch.zeros(*views, self.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
                 break
             index = (index + 1) % len(self)
         return video, int(self.labels[index]), index, "\n".join(errors)
@@ -355,8 +557,8 @@ class VideoDataset(torch.utils.data.Dataset):
 class Batches(torch.utils.data.Sampler):
     """What one process reads: batches of (epoch, index), the share of `rank` among `world` processes.
 
-    With a seed, the training order: shuffled anew in each epoch (set `epoch`), in whole batches, which taken over all
-    processes are the same whatever `world` is. Without, the test order: every index once, in batches as they come.
+    With a seed, the training order: shuffled anew in each epoch (set `epoch`), in whole batches, of which each process
+    reads a stretch. Without, the test order: every index once, in batches as they come.
     """
 
     def __init__(self, length, batch_size, seed=None, rank=0, world=1):
@@ -369,14 +571,14 @@ class Batches(torch.utils.data.Sampler):
         return -(-len(range(self.rank, self.length, self.world)) // (self.batch_size // self.world))
 
     def __iter__(self):
-        order = np.arange(self.length)
-        if self.seed is not None:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-            order = order[: len(self) * self.batch_size]
-        mine = [(self.epoch, int(index)) for index in order[self.rank :: self.world]]
         size = self.batch_size // self.world
+        if self.seed is None:
+            mine = np.arange(self.rank, self.length, self.world)
+        else:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+            mine = order[: len(self) * self.batch_size].reshape(-1, self.world, size)[:, self.rank].flatten()
         for first in range(0, len(mine), size):
-            yield mine[first : first + size]
+            yield [(self.epoch, index) for index in mine[first : first + size].tolist()]
 
 
 def make_loader(dataset, batches, workers):
@@ -422,8 +624,9 @@ def dataset(text):
     return str(Path(text).absolute())
 
 
-def add_arguments(parser, name="--data"):
-    """The flags about data, the same in every script; here the name of the data set needs no flag."""
+def add_arguments(parser, name="--data", training=False):
+    """The flags about data, the same in every script; here the name of the data set needs no flag. `training` adds
+    those about training videos."""
     group = parser.add_argument_group("data")
     group.add_argument(name, nargs=None if name.startswith("-") else "?", type=dataset, default="toy", metavar="DATA",
                        help=f"{', '.join(DATASETS)}, or a folder of your own videos, train/<class>/* and val/<class>/* "
@@ -437,16 +640,38 @@ def add_arguments(parser, name="--data"):
     group.add_argument("--labels", type=Path, help="CSV of id,name that goes with the lists")
     group.add_argument("--frames", type=at_least(1),
                        help="frames taken from a video (default: 32, for tiny 8, or as the weights were trained)")
+    if training:
+        group = parser.add_argument_group("training data")
+        group.add_argument("--train-list", type=Path, help="as --val-list, for training")
+        group.add_argument("--shots", type=at_least(1), help="training videos of each class, by --seed (default: all)")
+        group.add_argument("--augment", choices=AUGMENTATIONS,
+                           help="none: clips as in evaluation; crop: frames, crops and flips at random; color: and "
+                                "colours; mix: and mixup or CutMix (default: mix, for tiny crop)")
+        group.add_argument("--seed", type=at_least(0), default=1024,
+                           help="of everything that is random (default: %(default)s)")
+
+
+def check_lists(parser, args):
+    """Ends a call with only some of the flags that go together."""
+    lists = (getattr(args, "train_list", args.val_list), args.val_list, args.labels)
+    if any(lists) and (not all(lists) or args.classes != "all"):
+        parser.error("--train-list (for training), --val-list and --labels go together, and not with --classes")
+
+
+CHECKED = 100  # videos of each half, spread over it
 
 
 def draw_contact_sheet(dataset, names, path, num_videos=10, num_frames=8, tile=128):
     """Draws what the model will see: a row for each of some videos of a VideoDataset, spread over its classes, with the
-    class name and `num_frames` of the frames, as sampled, cropped and flipped. Saves it as a picture at `path`."""
-    indices = np.unique(np.linspace(0, len(dataset) - 1, num_videos).astype(int))
+    class name and `num_frames` of the frames, as sampled, cropped, flipped and coloured. Saves it as a picture."""
+    indices = np.unique(np.linspace(0, len(dataset) - 1, num_videos).astype(int)).tolist()
+    colors = draw_colors(dataset.seed, 0, indices)
     sheet = Image.new("RGB", (210 + num_frames * (tile + 2), len(indices) * (tile + 2)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
     for row, index in enumerate(indices):
-        video, label, _, error = dataset[0, int(index)]
+        video, label, _, error = dataset[0, index]
+        if dataset.augment in ("color", "mix"):
+            video = change_colors(video[None], colors[row : row + 1])[0].byte()
         title = "\n".join(textwrap.wrap(names[label], 24)) if not error else "unreadable"
         draw.text((8, row * (tile + 2) + tile // 2), title, "black", font, anchor="lm")
         for column, frame in enumerate(video[sample_frames(len(video), num_frames)]):
@@ -479,26 +704,57 @@ def run(main):
         sys.exit(130)
 
 
+def report(samples, names, args):
+    """Prints what is in one half of a data set, and reads some of its videos, or all, to see whether they can be."""
+    sizes = Counter(label for _, label in samples)
+    order = sorted(range(len(names)), key=lambda label: (sizes[label], names[label]))
+    say(f"  {len(samples)} videos of {len(names)} classes, from {sizes[order[0]]} ({names[order[0]]}) to "
+        f"{sizes[order[-1]]} ({names[order[-1]]})")
+    exists = [path.exists() for path, _ in samples]
+    if not all(exists):
+        say(f"  {exists.count(False)} are missing, the first is {samples[exists.index(False)][0]}")
+    paths = [path for (path, _), there in zip(samples, exists) if there]
+    if not args.check_all:
+        paths = paths[:: -(-len(paths) // CHECKED) or 1]
+
+    def check(path):
+        try:
+            read_video(path, args.frames, short_side=round(args.image_size * SHORT_SIDE))
+            return count_frames(path), ""
+        except (ValueError, OSError) as error:
+            return 0, f"{path}: {reason(error)}"
+
+    cores, begin = len(os.sched_getaffinity(0)), time.perf_counter()
+    with ThreadPool(cores) as pool:  # threads do: FFmpeg works without Python's lock
+        results = list(tqdm(pool.imap(check, paths), "reading", len(paths), leave=False, unit="video", disable=None))
+    rate = len(paths) / (time.perf_counter() - begin)
+    errors = [error for _, error in results if error]
+    say(f"  {len(paths)} of them read, {rate:.0f} videos/s on {cores} cores: {len(errors)} unreadable")
+    frames = sorted(count for count, error in results if not error)
+    if frames:
+        say(f"  {frames[0]} to {frames[-1]} frames, the median {frames[len(frames) // 2]}")
+    for error in errors:
+        say(f"  unreadable {error}")
+
+
 def main():
     parser = Parser(__doc__)
-    add_arguments(parser, "data")
+    add_arguments(parser, "data", training=True)
     parser.add_argument("--image-size", type=at_least(1), help="side of the input in pixels (default: 224, toy 64)")
-    parser.add_argument("--seed", type=at_least(0), default=1024, help="of frames and crops (default: %(default)s)")
+    parser.add_argument("--check-all", action="store_true", help=f"read every video, not just some {CHECKED}")
     parser.add_argument("--out", type=Path, help="where to draw the contact sheet (default: NAME.png)")
-    parser.set_defaults(train_list=None, shots=None)
     args = parser.parse_args()
-    is_toy = args.data == "toy"
-    args.frames, args.image_size = args.frames or (8 if is_toy else 32), args.image_size or (64 if is_toy else 224)
-    for train in (True, False):
-        samples, names = load_samples(args, train)
-        sizes = Counter(label for _, label in samples)
-        missing = sum(not path.exists() for path, _ in samples)
-        smallest, largest = min(sizes[i] for i in range(len(names))), max(sizes.values())
-        say(f"{'training' if train else 'test':9} {len(samples)} videos, {missing} of them missing; "
-            f"{len(names)} classes, the smallest of {smallest} videos, the largest of {largest}")
-        if train:
-            clips = VideoDataset(samples, args.frames, args.image_size, train, args.seed, args.data != "ssv2")
+    check_lists(parser, args)
+    defaults = dict(frames=8, image_size=64, augment="crop") if args.data == "toy" else dict(
+        frames=32, image_size=224, augment="mix")
+    vars(args).update({name: value for name, value in defaults.items() if getattr(args, name) is None})
+    halves = [load_samples(args, train) for train in (True, False)]
+    for half, (samples, names) in zip(("training", "test"), halves):
+        say(f"{half}:")
+        report(samples, names, args)
+    samples, names = halves[0]
     out = args.out or Path(f"{Path(args.data).name}.png")
+    clips = VideoDataset(samples, args.frames, args.image_size, True, args.seed, args.data != "ssv2", args.augment)
     draw_contact_sheet(clips, names, out)
     say(f"{out} shows some training videos as the model sees them")
 

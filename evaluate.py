@@ -12,6 +12,7 @@ whatever the batch size and the number of processes; one that cannot be read cou
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -27,10 +28,10 @@ from data import say
 # What the scripts share: flags, processes, precision
 
 
-def add_arguments(parser, batch_size):
+def add_arguments(parser, batch_size, training=False):
     """The flags about data, model and machine, the same in every script; `batch_size` is what the help says of its
     default. Defaults that depend on something are None and filled in by `complete`."""
-    data.add_arguments(parser)
+    data.add_arguments(parser, training=training)
     group = parser.add_argument_group("model")
     group.add_argument("--model", choices=clip.MODELS,
                        help="the CLIP to start from (default: ViT-B/16, for the toy tiny)")
@@ -52,6 +53,14 @@ def template(text):
     return text
 
 
+def views(text):
+    """A type for argparse: "4x3" is (4, 3), clips and crops."""
+    match = re.fullmatch(r"([1-9][0-9]*)x([13])", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of clips x 1 or 3 crops, such as 4x3")
+    return int(match[1]), int(match[2])
+
+
 def complete(parser, args, defaults, tiny_defaults):
     """Fills in what depends on the data set, the model or the machine, and ends wrong calls with exit status 2."""
     args.data, args.split, args.root = args.data or "toy", args.split or 1, args.root and Path(args.root).absolute()
@@ -59,9 +68,7 @@ def complete(parser, args, defaults, tiny_defaults):
     for name, value in (tiny_defaults if args.model == "tiny" else defaults).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    lists = (getattr(args, "train_list", args.val_list), args.val_list, args.labels)
-    if any(lists) and (not all(lists) or args.classes != "all"):
-        parser.error("--train-list (for training), --val-list and --labels go together, and not with --classes")
+    data.check_lists(parser, args)
     found = torch.cuda.device_count()
     if args.gpus is None:
         args.gpus = min(found, 1)
@@ -112,6 +119,14 @@ def rank_and_world():
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def gather(rows):
+    """The lists of all processes, joined."""
+    parts = [rows] * rank_and_world()[1]
+    if dist.is_initialized():
+        dist.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]
+
+
 def hide_bars():
     """For tqdm's `disable`: bars are shown by the main process, and (None) on a terminal only."""
     return True if rank_and_world()[0] else None
@@ -143,14 +158,15 @@ def evaluate(model, loader, tokens):
     text = model.encode_text(tokens.to(device))
     rows = []  # of every video its index, the place of the right class (0 is first; None: unreadable) and the error
     for video, label, index, errors in tqdm(loader, "evaluating", leave=False, unit="batch", disable=hide_bars()):
-        logits = model.logits(model.encode_video(video.to(device, non_blocking=True)), text).cpu()
-        # How many other classes do not lie farther away than the right one: a tie and a NaN count as wrong.
-        place = (~(logits < logits.gather(1, label[:, None]))).sum(dim=1) - 1
+        views = video.unbind(1) if video.ndim == 6 else [video]  # of [B, T, 3, S, S]
+        videos = [model.encode_video(view.to(device, non_blocking=True)) for view in views]
+        logits = torch.stack([model.logits(video, text) for video in videos])
+        # The mean over the views of the probabilities, up to a factor and as a logarithm.
+        score = logits.log_softmax(dim=-1).logsumexp(dim=0).cpu()  # [B, C]
+        # How many other classes do not score less than the right one: a tie and a NaN count as wrong.
+        place = (~(score < score.gather(1, label[:, None]))).sum(dim=1) - 1
         rows += [(i, None if error else p, error) for i, p, error in zip(index.tolist(), place.tolist(), errors)]
-    if dist.is_initialized():
-        everyone = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, rows)
-        rows = sorted(row for part in everyone for row in part)
+    rows = sorted(gather(rows))
     places = [place for _, place, _ in rows if place is not None]
     return {
         "top1": 100 * sum(place < 1 for place in places) / len(rows),
@@ -162,7 +178,8 @@ def evaluate(model, loader, tokens):
 
 def make_loader(args, model, samples):
     """The loader that gives this process its share of the videos, in test order."""
-    dataset = data.VideoDataset(samples, args.frames, model.image_size, train=False)
+    dataset = data.VideoDataset(samples, args.frames, model.image_size, train=False,
+                                views=getattr(args, "views", (1, 1)))
     rank, world = rank_and_world()
     return data.make_loader(dataset, data.Batches(len(samples), args.batch_size, None, rank, world), args.workers)
 
@@ -176,6 +193,9 @@ def parse_args():
                        help="plain CLIP: --model as it is (the default without --weights)")
     group.add_argument("--template", type=template,
                        help='sentence around a class name (default: as in training; for CLIP "{}")')
+    group.add_argument("--views", type=views, default=(1, 1), metavar="VxK",
+                       help="V clips of each video, and K = 3 crops of each or the centre, 1: their probabilities are "
+                            "averaged (default: 1x1; the paper's fully supervised rows: 4x3)")
     group.add_argument("--out", type=Path, help="folder to write results.json to (default: none)")
     args = parser.parse_args()
     if args.zero_shot and args.weights:

@@ -33,16 +33,13 @@ MAX_LOGIT_SCALE = math.log(100)  # OpenAI's bound: exp(logit_scale) <= 100
 MAX_UNREADABLE = 0.05  # of the videos seen
 
 # The zero-shot row of the paper's experiments, and what suits a model of a hundredth of the size.
-PAPER = dict(frames=32, batch_size=256, epochs=10, warmup_epochs=5.0, lr=8e-6)
-TINY = dict(frames=8, batch_size=32, epochs=10, warmup_epochs=1.0, lr=8e-4)
+PAPER = dict(frames=32, batch_size=256, epochs=10, warmup_epochs=5.0, lr=8e-6, augment="mix")
+TINY = dict(frames=8, batch_size=32, epochs=10, warmup_epochs=1.0, lr=8e-4, augment="crop")
 
 
 def parse_args():
     parser = data.Parser(__doc__)
-    evaluate.add_arguments(parser, batch_size="256, for tiny 32")
-    group = parser.add_argument_group("training data")
-    group.add_argument("--train-list", type=Path, help="as --val-list, for training")
-    group.add_argument("--shots", type=data.at_least(1), help="training videos of each class, by --seed (default: all)")
+    evaluate.add_arguments(parser, batch_size="256, for tiny 32", training=True)
     group = parser.add_argument_group("recipe")
     group.add_argument("--epochs", type=data.at_least(1), help="passes through the data (default: 10)")
     group.add_argument("--warmup-epochs", type=data.at_least(0, float),
@@ -53,8 +50,6 @@ def parse_args():
                        help="weight decay of AdamW (default: %(default)s)")
     group.add_argument("--label-smoothing", type=data.at_least(0, float, 1), default=0.1,
                        help="share of the target spread over all classes (default: %(default)s)")
-    group.add_argument("--seed", type=data.at_least(0), default=1024,
-                       help="seed of the order, the frames and the crops (default: %(default)s)")
     group.add_argument("--template", type=evaluate.template, default="a photo of a {}.",
                        help='sentence around a class name (default: "%(default)s")')
     group.add_argument("--out", type=Path, help="folder of the run, a new one (default: runs/NAME)")
@@ -141,22 +136,27 @@ def draw_curves(folder):
 
 
 def train_epoch(args, network, tokens, loader, epoch, optimizer, scaler, log, bar):
-    """One pass through the loader, one optimizer step a batch. Returns the set of the videos that could not be read."""
+    """One pass through the loader, one optimizer step a batch. Returns a list of the videos that could not be read."""
     model = getattr(network, "module", network)  # without the wrapper of DDP
     device = tokens.device
     per_epoch = len(loader)
     unreadable = []
     begin = time.perf_counter()
-    for i, (video, label, _, errors) in enumerate(loader):
+    for i, (video, label, index, errors) in enumerate(loader):
         wait = time.perf_counter() - begin  # the time in which nothing was computed because no data was there
         step = epoch * per_epoch + i
         rate = learning_rate(step, args.epochs * per_epoch, args.warmup_epochs * per_epoch, args.lr)
         for group in optimizer.param_groups:
             group["lr"] = rate
         video, label = video.to(device, non_blocking=True), label.to(device, non_blocking=True)
+        target = F.one_hot(label, len(tokens)).float()  # [B, C]
+        if args.augment in ("color", "mix"):
+            video = data.change_colors(video, data.draw_colors(args.seed, epoch, index.tolist()).to(device))
+        if args.augment == "mix":
+            video, target = data.mix(video, target, (args.seed, step))
         with evaluate.autocast(args, device):
-            logits = network(video, tokens)  # [B, C]
-            loss = F.cross_entropy(logits, label, label_smoothing=args.label_smoothing)
+            logits = network(model.normalize(video), tokens)  # [B, C]
+            loss = F.cross_entropy(logits, target, label_smoothing=args.label_smoothing)
         if not math.isfinite(loss.item()):
             raise ValueError(f"the loss is {loss.item()} at step {step + 1}; try a lower --lr, or --amp off")
         optimizer.zero_grad(set_to_none=True)
@@ -175,7 +175,7 @@ def train_epoch(args, network, tokens, loader, epoch, optimizer, scaler, log, ba
         bar.set_postfix_str(f"loss {loss.item():.3f}, lr {rate:.1e}, {args.batch_size / took:.0f} videos/s, "
                             f"data wait {wait / took:.0%}")
         bar.update()
-    return set(unreadable)
+    return unreadable
 
 
 def fit(args, model, train_samples, val_samples, classes, device):
@@ -188,7 +188,8 @@ def fit(args, model, train_samples, val_samples, classes, device):
     if len(train_samples) < args.batch_size:
         raise ValueError(f"{len(train_samples)} training videos do not fill a --batch-size of {args.batch_size}")
     dataset = data.VideoDataset(train_samples, args.frames, model.image_size, train=True, seed=args.seed,
-                                flip=args.data != "ssv2")  # there left and right make different classes
+                                flip=args.data != "ssv2",  # there left and right make different classes
+                                augment=args.augment)
     batches = data.Batches(len(dataset), args.batch_size, args.seed, rank, world)
     loader = data.make_loader(dataset, batches, args.workers)
     val_loader = evaluate.make_loader(args, model, val_samples)
@@ -230,7 +231,10 @@ results    {args.out}""")
     bar = tqdm(total=args.epochs * len(batches), disable=evaluate.hide_bars(), bar_format=BAR)
     for epoch in range(args.epochs):
         batches.epoch = epoch
-        unreadable |= train_epoch(args, network, tokens, loader, epoch, optimizer, scaler, log, bar)
+        errors = set(evaluate.gather(train_epoch(args, network, tokens, loader, epoch, optimizer, scaler, log, bar)))
+        if errors:
+            log(epoch=epoch + 1, unreadable_in_training=sorted(errors))
+        unreadable |= errors
         results = validate(epoch + 1)
         if best is None or results["top1"] >= best["top1"]:
             best = results

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -47,13 +48,19 @@ def distance(a, b):
     return ((a - b).norm() / b.norm()).item()
 
 
-def write_video(path, frames, codec="ffv1", pix_fmt="bgr0", rate=25):
-    """Writes uint8 [T, h, w, 3]; lossless unless another codec is named."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
+def write_video(path, frames, codec="ffv1", pix_fmt="bgr0", format=None, rotation=0, times=None, title="", **options):
+    """Writes uint8 [T, h, w, 3] at 25 frames/s, or frame i at the time times[i] / 25 s; lossless unless another codec
+    is named, to which the `options` go."""
+    with av.open(str(path), "w", format) as container:
+        container.metadata["title"] = title
+        stream = container.add_stream(codec, rate=25, options=options)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for i, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts, picture.time_base = times[i] if times else i, Fraction(1, 25)
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return path
 

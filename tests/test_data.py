@@ -1,4 +1,7 @@
 """Frames, crops, lists and batches against the rules written another way."""
+import cmath
+import colorsys
+import re
 import types
 from collections import Counter
 
@@ -6,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import numbered_frames, write_video
+from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
-from torchvision.transforms.v2.functional import resize
+from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation, resize
 
 import data
 
@@ -43,45 +47,6 @@ def test_a_video_without_frames_has_none_to_sample():
         data.sample_frames(0, 8)
 
 
-@pytest.mark.parametrize("name", ["video.mkv", "video.avi"])
-def test_read_video_gives_the_frames_of_the_rule(tmp_path, name):
-    path = write_video(tmp_path / name, numbered_frames(100))
-    video = data.read_video(path, 8)
-    assert video.shape == (8, 3, 24, 32)
-    assert video.dtype == torch.uint8
-    assert video.unique(dim=-1).unique(dim=-2).shape == (8, 3, 1, 1)
-    assert (video[:, 0, 0, 0] // 2).tolist() == data.sample_frames(100, 8).tolist()
-    drawn = data.read_video(path, 8, np.random.default_rng(3))[:, 0, 0, 0] // 2
-    assert drawn.tolist() == data.sample_frames(100, 8, np.random.default_rng(3)).tolist()
-
-
-def test_frames_repeat_where_there_are_too_few(tmp_path):
-    video = data.read_video(write_video(tmp_path / "video.mkv", numbered_frames(3)), 8)
-    assert (video[:, 0, 0, 0] // 2).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
-
-
-def test_colours_come_in_the_order_red_green_blue(tmp_path):
-    frames = np.zeros((4, 16, 16, 3), np.uint8)
-    frames[..., 0], frames[..., 2] = 200, 50
-    assert data.read_video(write_video(tmp_path / "video.mkv", frames), 1)[0, :, 5, 5].tolist() == [200, 0, 50]
-
-
-def test_a_file_that_is_cut_off_gives_the_frames_that_are_left(tmp_path):
-    """The header still promises 100 frames; the rule is applied to those that are there."""
-    whole = write_video(tmp_path / "whole.avi", numbered_frames(100)).read_bytes()
-    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
-    numbers = data.read_video(tmp_path / "cut.avi", 8)[:, 0, 0, 0] // 2
-    assert numbers.tolist() in [data.sample_frames(left, 8).tolist() for left in range(20, 60)]
-
-
-@pytest.mark.parametrize("content", [b"", b"not a video " * 100])
-def test_a_file_that_is_no_video_is_an_error_of_one_line(tmp_path, content):
-    (tmp_path / "video.avi").write_bytes(content)
-    with pytest.raises((ValueError, OSError)) as error:
-        data.read_video(tmp_path / "video.avi", 8)
-    assert "\n" not in str(error.value)
-
-
 def test_center_crop_is_the_short_side_to_256_and_the_central_224(tmp_path):
     smooth = resize(torch.rand(2, 3, 6, 8) * 255, [240, 330]).byte()
     expected = Compose([Resize(256), CenterCrop(224)])(smooth)
@@ -108,6 +73,106 @@ def test_random_crop_has_the_sizes_and_places_of_the_recipe():
     assert seen == {(a, b) for a, b in sizes if abs(steps.index(a) - steps.index(b)) <= 1}
     assert set(places) == {(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5), ("any", 0), ("any", 1), ("any", 0.5)}
     assert 240 < flips < 360
+
+
+def test_three_crops_are_the_squares_at_both_ends_and_in_the_middle():
+    video = resize((torch.rand(2, 3, 6, 9) * 255).byte(), [64, 101])
+    squares = torch.stack([video[..., left : left + 64] for left in (0, 18, 37)])
+    assert torch.equal(data.three_crops(video, 64), squares)
+    assert torch.equal(data.three_crops(video.mT, 64), squares.mT)
+
+
+def test_views_are_clips_between_each_other_and_their_crops(tmp_path):
+    """View v of V takes the frames at the offset (v + 1/2) / V inside each of T segments."""
+    path = write_video(tmp_path / "video.mkv", numbered_frames(100))
+    video, _, _, error = data.VideoDataset([(path, 0)], 4, 16, train=False, views=(3, 3))[0, 0]
+    assert (video.shape, error) == ((9, 4, 3, 16, 16), "")
+    expected = [[int(i * 25 + 25 * (v + 0.5) / 3) for i in range(4)] for v in range(3)]
+    assert (video[:, :, 0, 5, 5] // 2).tolist() == expected * 3
+    path.write_bytes(b"")
+    assert data.VideoDataset([(path, 0)], 4, 16, train=False, views=(3, 3))[0, 0][0].shape == (9, 4, 3, 16, 16)
+
+
+def test_without_augmentation_training_clips_are_as_in_evaluation(ucf101):
+    samples, _ = data.read_dataset("ucf101", ucf101, split=2, train=True)
+    clips, plain, test = (data.VideoDataset(samples, 4, 16, train, augment=augment)[7, 1][0]
+                          for train, augment in ((True, "crop"), (True, "none"), (False, "crop")))
+    assert torch.equal(plain, test)
+    assert not torch.equal(clips, test)
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A clip of natural brightness, all of whose frames have the same mean: [1, T, 3, S, S]."""
+    frame = resize((torch.rand(1, 3, 7, 7) * 255).byte(), [32, 32])
+    return torch.cat([frame, frame.flip(-1), frame.flip(-2)])[None]
+
+
+@pytest.mark.parametrize(("place", "reference"), [(0, adjust_brightness), (1, adjust_contrast), (2, adjust_saturation)])
+@pytest.mark.parametrize("factor", [0, 0.6, 0.9, 1.4])
+def test_colours_change_as_in_torchvision(clip, place, reference, factor):
+    colors = torch.tensor([[1.0, 1, 1, 0]])
+    colors[0, place] = factor
+    assert (data.change_colors(clip, colors)[0] - reference(clip[0], factor)).abs().max() <= 2
+
+
+def test_changes_of_colour_add_up_in_any_order(clip):
+    calm = clip // 2 + 64  # so that no step leaves 0..255, where torchvision cuts off
+    exact = calm[0] / 255  # no rounding between the steps
+    changed = data.change_colors(calm, torch.tensor([[0.8, 0.7, 1.2, 0]]))[0] / 255
+    for expected in (adjust_contrast(adjust_saturation(adjust_brightness(exact, 0.8), 1.2), 0.7),
+                     adjust_brightness(adjust_contrast(adjust_saturation(exact, 1.2), 0.7), 0.8)):
+        assert (changed - expected).abs().max() < 1 / 255
+
+
+@pytest.mark.parametrize("color", [(160, 100, 100), (100, 160, 100), (100, 100, 160), (150, 150, 90), (120, 80, 160)])
+def test_hue_turns_chrominance_and_leaves_luma_as_it_is(color):
+    clip = torch.tensor(color, dtype=torch.uint8)[:, None, None].expand(1, 1, 3, 2, 2)
+    turned = data.change_colors(clip, torch.tensor([[1, 1, 1, 0.1]]))[0, 0, :, 0, 0]
+    (y, i, q), (new_y, new_i, new_q) = colorsys.rgb_to_yiq(*color), colorsys.rgb_to_yiq(*turned.tolist())
+    assert new_y == pytest.approx(y, abs=1.5)
+    turn = (complex(i, q) / complex(new_i, new_q))  # red goes towards yellow, which is backwards in this plane
+    assert abs(turn) == pytest.approx(1, abs=0.06)
+    assert cmath.phase(turn) == pytest.approx(0.2 * np.pi, abs=0.06)
+    hue, new_hue = (colorsys.rgb_to_hsv(*pixel)[0] for pixel in (color, turned.tolist()))
+    assert 0.04 < (new_hue - hue) % 1 < 0.16
+
+
+def test_colours_are_drawn_as_in_the_recipe_and_by_the_sample_alone():
+    colors = data.draw_colors(1, 2, range(4000))
+    assert torch.equal(colors[7:9], data.draw_colors(1, 2, [7, 8]))
+    assert not torch.equal(colors[:9], data.draw_colors(1, 3, range(9)))
+    changed, grey = colors[:, 0] != 1, colors[:, 2] == 0
+    assert changed.float().mean() == pytest.approx(0.8, abs=0.03)
+    assert grey.float().mean() == pytest.approx(0.2, abs=0.03)
+    assert (changed & grey).float().mean() == pytest.approx(0.16, abs=0.03)
+    for values, low, high in ((colors[changed, 0], 0.6, 1.4), (colors[changed, 1], 0.6, 1.4),
+                              (colors[changed & ~grey, 2], 0.8, 1.2), (colors[changed, 3], -0.1, 0.1)):
+        assert low <= values.min() < low + 0.01
+        assert high - 0.01 < values.max() <= high
+        assert values.mean() == pytest.approx((low + high) / 2, abs=0.03)
+
+
+def test_neighbours_are_mixed_by_one_coefficient_or_one_box():
+    """Clip i is filled with the value i, so that what is mixed shows in every pixel."""
+    video = torch.arange(6.0)[:, None, None, None, None].expand(6, 2, 3, 20, 20)
+    shares = {"mixup": [], "cutmix": []}
+    for seed in range(200):
+        mixed, target = data.mix(video, torch.eye(6), (5, seed))
+        assert torch.equal(mixed, data.mix(video, torch.eye(6), (5, seed))[0])
+        share = target[0, 0].item()  # of a clip itself; the rest is its neighbour's
+        own, other = torch.eye(6), torch.eye(3).repeat_interleave(2, 0).repeat_interleave(2, 1) - torch.eye(6)
+        torch.testing.assert_close(target, share * own + (1 - share) * other)
+        neighbour = torch.tensor([1.0, 0, 3, 2, 5, 4])[:, None, None, None, None]
+        weight = (mixed - neighbour) / (video - neighbour)  # of the clip itself, in each pixel
+        assert (weight - weight[:1, :1, :1]).abs().max() < 1e-5  # the same in all clips, frames and colours
+        assert weight.mean().item() == pytest.approx(share, abs=1e-5)
+        shares["mixup" if weight.std() < 1e-5 else "cutmix"].append(share)
+    assert 70 < len(shares["mixup"]) < 130
+    assert np.mean(shares["mixup"]) == pytest.approx(0.5, abs=0.1)
+    assert np.std(shares["mixup"]) == pytest.approx((0.25 / (2 * 0.8 + 1)) ** 0.5, abs=0.05)  # of Beta(0.8, 0.8)
+    assert min(shares["cutmix"]) < 0.4
+    assert max(shares["cutmix"]) > 0.9
 
 
 @pytest.fixture
@@ -202,6 +267,9 @@ def test_a_folder_of_own_videos(tmp_path):
     assert names == ["a walk", "riding bike"]
     assert relative(samples, tmp_path) == [("train/a_walk/2.MOV", 0), ("train/ridingBike/1.mp4", 1)]
     assert relative(data.read_dataset(str(tmp_path))[0], tmp_path) == [("val/a_walk/3.webm", 0)]
+    touch(tmp_path, "val/ridingBike/frames/1.jpg")
+    samples, _ = data.read_dataset(str(tmp_path))
+    assert relative(samples, tmp_path) == [("val/a_walk/3.webm", 0), ("val/ridingBike/frames", 1)]
     touch(tmp_path, "val/unknown/4.mp4")
     with pytest.raises(ValueError, match="val/unknown/4.mp4 is of a class that .*/train lacks"):
         data.read_dataset(str(tmp_path))
@@ -318,3 +386,34 @@ def test_an_unreadable_video_is_replaced_in_training_and_blank_in_evaluation(ucf
     for path, _ in samples:
         path.unlink(missing_ok=True)
     assert len(data.VideoDataset(samples, 4, 16, train=True)[0, 0][3].splitlines()) == data.VideoDataset.ATTEMPTS
+
+
+def test_looking_at_a_data_set_tells_what_is_there_and_what_is_wrong(ucf101, tmp_path, capsys, monkeypatch):
+    files = sorted((ucf101 / "UCF-101").rglob("*.avi"))
+    files[1].unlink()
+    files[2].write_bytes(b"")
+    sheet = tmp_path / "sheet.png"
+    monkeypatch.setattr("sys.argv", ["data.py", "ucf101", "--root", str(ucf101), "--split", "2", "--out", str(sheet)])
+    data.main()
+    out = re.sub(r"[0-9]+ videos/s on [0-9]+ cores", "R", capsys.readouterr().out)
+    assert out == f"""\
+training:
+  4 videos of 2 classes, from 2 (apply eye makeup) to 2 (yo yo)
+  1 are missing, the first is {files[1]}
+  3 of them read, R: 1 unreadable
+  20 to 30 frames, the median 30
+  unreadable {files[2]}: Invalid data found when processing input
+test:
+  2 videos of 2 classes, from 1 (apply eye makeup) to 1 (yo yo)
+  2 of them read, R: 0 unreadable
+  10 to 10 frames, the median 10
+{sheet} shows some training videos as the model sees them
+"""
+    assert Image.open(sheet).size == (210 + 8 * 130, 4 * 130)
+
+
+@pytest.mark.parametrize(("arguments", "read"), [([], 88), (["--check-all"], 352)])
+def test_some_videos_are_read_or_all(arguments, read, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["data.py", "--out", str(tmp_path / "toy.png"), *arguments])
+    data.main()
+    assert f"\n  {read} of them read, " in capsys.readouterr().out

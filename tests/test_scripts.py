@@ -96,6 +96,8 @@ def test_learning_rate_rises_from_zero_and_falls_to_a_hundredth():
     (["train.py", "--data", "nosuch"], 2, "--data: 'nosuch' is neither a folder nor one of toy, ucf101,"),
     (["train.py", "--gpus", "64"], 2, "--gpus 64: this machine has"),
     (["train.py", "--template", "a photo"], 2, "--template: 'a photo' has no {} for the class name"),
+    (["evaluate.py", "--views", "4x2"], 2, "--views: '4x2' is not a number of clips x 1 or 3 crops"),
+    (["data.py", "--val-list", "LICENSE"], 2, "--train-list (for training), --val-list and --labels go together"),
     (["train.py", "--label-smoothing", "2"], 2, "--label-smoothing: 2 is not a number from 0 to 1"),
     (["train.py", "--root", "LICENSE"], 1, "Not a directory: "),
     (["train.py", "--out", "LICENSE/run"], 1, "--out LICENSE/run: Not a directory"),
@@ -143,6 +145,35 @@ def test_videos_that_are_not_there_stop_training_and_count_as_wrong(home, tmp_pa
     script("evaluate.py", *arguments, "--out", tmp_path, home=home)
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["top1"], results["count"], len(results["unreadable"])) == (0, 352, 352)
+
+
+def test_a_few_unreadable_videos_are_replaced_and_listed(home, tmp_path):
+    samples, _ = data.read_dataset("toy", train=True)
+    shutil.copytree(samples[0][0].parents[2], tmp_path / "toy")
+    broken = [tmp_path / "toy" / path.relative_to(samples[0][0].parents[2]) for path, _ in samples[:300:60]]
+    for path in broken:
+        path.write_bytes(b"")
+    arguments = ("--data", "ucf101", "--root", tmp_path / "toy", "--model", "tiny", "--frames", "1", "--epochs", "1")
+    out = script("train.py", *arguments, "--out", tmp_path / "run", home=home).stdout
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    listed, = [record["unreadable_in_training"] for record in records if "unreadable_in_training" in record]
+    assert set(listed) <= {f"{path}: Invalid data found when processing input" for path in broken}
+    assert len(listed) >= 3  # an epoch leaves out up to a batch of videos
+    assert [line.removeprefix("unreadable ") for line in out.splitlines() if line.startswith("unreadable")] == listed
+
+
+def test_clips_are_augmented_or_not_and_seen_in_one_view_or_nine(home, tmp_path):
+    arguments = ("--shots", "8", "--epochs", "1", "--frames", "2")
+    losses = {}
+    for augment in ("none", "mix"):
+        script("train.py", "--augment", augment, *arguments, "--out", tmp_path / augment, home=home)
+        losses[augment] = json.loads((tmp_path / augment / "log.jsonl").read_text().splitlines()[1])["loss"]
+    assert losses["none"] != losses["mix"]
+    script("evaluate.py", "--weights", tmp_path / "mix" / "best.pt", "--views", "3x3", "--out", tmp_path, home=home)
+    results = json.loads((tmp_path / "results.json").read_text())
+    one_view = json.loads((tmp_path / "mix" / "log.jsonl").read_text().splitlines()[-1])
+    assert results["count"] == one_view["count"]
+    assert 0 < abs(results["top1"] - one_view["top1"]) < 10
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(home, tmp_path):
