@@ -4,7 +4,7 @@
 
 A video is a set of T frames spread over its whole length (section 4.1 of the paper; "TSN sampling"): drawn at random
 inside T equal segments to train, taken from the middles of the segments to test. Workers decode, choose and crop, and
-hand over bytes; the rest happens on the device, where it costs next to nothing.
+hand over bytes; colours and mixtures are left to the device.
 
 A data set is a list of (path, label) and a list of class names: see `ucf101` for one. Which frames and which crop a
 sample gets depends on (seed, epoch, index) alone, not on who reads it.
@@ -150,8 +150,9 @@ def group_packets(packets):
     starts, earliest = [], float("inf")
     for i, packet in reversed(list(enumerate(packets))):
         if i == 0 or (packet.is_keyframe and packet.pts < earliest):
-            starts.insert(0, i)
+            starts.append(i)
         earliest = min(earliest, packet.pts)
+    starts.reverse()
     return [packets[start:end] for start, end in zip(starts, [*starts[1:], None])]
 
 
@@ -172,7 +173,7 @@ def decode_video(path, num_samples, rng, short_side):
                 return [found[i] for i in indices]
             # Decoding gave fewer frames than there are packets. How many there are in all is known when no group is
             # skipped; then the rule is applied again to that number.
-            count, groups = (seen if len(groups) == 1 else count), [sum(groups, [])]
+            count, groups = (seen if len(groups) == 1 else count), [[packet for group in groups for packet in group]]
     raise ValueError("no frame of it can be decoded")
 
 
@@ -219,7 +220,6 @@ def decode_group(codec, packets):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Crops
-
 
 # The short side that the crops are cut from, for an input of one pixel. A crop does not resize to it first, but cuts
 # the same part out of the video as it is: one interpolation.
@@ -753,7 +753,7 @@ def main():
         say(f"{half}:")
         report(samples, names, args)
     samples, names = halves[0]
-    out = args.out or Path(f"{Path(args.data).name}.png")
+    out = args.out or Path(f"{Path(args.train_list or args.data).stem}.png")
     clips = VideoDataset(samples, args.frames, args.image_size, True, args.seed, args.data != "ssv2", args.augment)
     draw_contact_sheet(clips, names, out)
     say(f"{out} shows some training videos as the model sees them")
