@@ -33,6 +33,7 @@ import regex
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -150,6 +151,7 @@ class Transformer(nn.Module):
     def __init__(self, width, layers, causal):
         super().__init__()
         self.causal = causal
+        self.checkpointing = False  # keep only what enters each block, and compute the rest again on the way back
         self.resblocks = nn.ModuleList(Block(width) for _ in range(layers))
 
     def forward(self, x, prompts=None, at=None):
@@ -161,7 +163,7 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.resblocks):
             if prompts is not None and 0 < i < len(prompts):
                 x = torch.cat([x[:, :at], prompts[i].expand(len(x), -1, -1), x[:, at + prompts.shape[1] :]], dim=1)
-            x = block(x, self.causal)
+            x = checkpoint(block, x, self.causal, use_reentrant=False) if self.checkpointing else block(x, self.causal)
         return x
 
 
@@ -193,7 +195,8 @@ class CLIP(nn.Module):
     """The two encoders and the scale of their similarity.
 
     Beside its parameters it keeps what its weights are used to: `mean` and `std` of the pixels, OpenAI's until a
-    checkpoint says otherwise, and the `template` that makes a sentence of a class name, the bare name until then.
+    checkpoint says otherwise, the `template` that makes a sentence of a class name, the bare name until then, and the
+    `fusion` over time.
     """
 
     def __init__(self, embed_dim, image_size, patch_size, vision_width, vision_layers,
@@ -213,7 +216,7 @@ class CLIP(nn.Module):
         # Not persistent: a state dict has OpenAI's entries and no others. On the CPU: `load` builds on the device meta.
         self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073], device="cpu"), persistent=False)
         self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711], device="cpu"), persistent=False)
-        self.template = "{}"
+        self.template, self.fusion = "{}", "embedding"
 
     @functools.cached_property
     def tokenizer(self):
@@ -255,8 +258,20 @@ class CLIP(nn.Module):
             return self.logit_scale.float().exp() * video @ text.T
 
     def forward(self, video, tokens):
-        """Videos [B, T, 3, S, S] and the tokens [C, L] of C classes to logits [B, C]."""
-        return self.logits(self.encode_video(video), self.encode_text(tokens))
+        """Videos [B, T, 3, S, S] and the tokens [C, L] of C classes, or their embeddings [C, D], to logits [B, C].
+
+        `fusion` says what is averaged over time (the paper's ablation): "embedding", the embeddings of the frames;
+        "decision", their logits; "image", their probabilities, and when training nothing: [B * T, C], an example each.
+        """
+        text = tokens if tokens.is_floating_point() else self.encode_text(tokens)
+        if self.fusion == "embedding":
+            return self.logits(self.encode_video(video), text)
+        frames = self.logits(self.encode_image(video.flatten(0, 1)), text)  # [B * T, C]
+        if self.fusion == "image" and self.training:
+            return frames
+        frames = frames.unflatten(0, video.shape[:2])
+        # A logarithm of the mean probability, up to a constant.
+        return frames.mean(dim=1) if self.fusion == "decision" else frames.log_softmax(dim=-1).logsumexp(dim=1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -445,7 +460,7 @@ def from_vifi_clip(state, base):
 
 def read(weights, base=None):
     """What is in a file of weights: a dict with the state dict, in OpenAI's names, as "model", and of a checkpoint also
-    "mean", "std", "template", "classes" and "args". The arguments and errors are those of `load`."""
+    "mean", "std", "template", "fusion", "classes" and "args". The arguments and errors are those of `load`."""
     path = Path(weights)
     if weights in MODELS:
         path = fetch(MODELS[weights])
@@ -455,7 +470,7 @@ def read(weights, base=None):
     state = next((content[key] for key in ("model", "state_dict") if key in content), content)
     if not (isinstance(state, dict) and all(map(torch.is_tensor, state.values()))):
         raise ValueError(f"{path} holds no state dict ({SUPPORTED})")
-    told = {key: content[key] for key in ("mean", "std", "template", "classes", "args") if key in content}
+    told = {key: content[key] for key in ("mean", "std", "template", "fusion", "classes", "args") if key in content}
     # "module." is of DataParallel, "text." of some of OpenCLIP's models.
     state = {name.removeprefix("module.").removeprefix("text."): value for name, value in state.items()
              if name not in NO_PARAMETERS}
@@ -525,7 +540,7 @@ def load(weights, device="cpu", base=None, image_size=None):
     except (KeyError, RuntimeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[-1].strip()
         raise ValueError(f"{weights} does not hold a CLIP: {reason} ({SUPPORTED})") from error
-    for name in ("mean", "std", "template"):
+    for name in ("mean", "std", "template", "fusion"):
         if name in content:
             setattr(model, name, content[name])
     _ = model.tokenizer  # so that a missing vocabulary is told now

@@ -20,6 +20,7 @@ import json
 import math
 import os
 import re
+import signal
 import sys
 import textwrap
 import time
@@ -336,6 +337,12 @@ def lines(path):
     return [line for line in path.read_text().splitlines() if line.strip()]
 
 
+def read_csv(path):
+    """The rows of a CSV, dicts by the names in its first line."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file))
+
+
 def ucf101(root, split, train):
     """UCF101 (Soomro et al., 2012) and all that is laid out like it."""
     lists = root / "ucfTrainTestlist"
@@ -372,10 +379,10 @@ def kinetics(root, split, train):
     """Kinetics-400 and -600 (Kay et al., 2017): train.csv and train/, val.csv and val/, with class folders or without.
     Videos that have vanished since the lists were made are left out and counted."""
     half = "train" if train else "val"
-    with open(root / f"{half}.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(root / f"{half}.csv")
     on_disk = {path.stem: path for path in (root / half).rglob("*") if path.suffix in VIDEO_FILES}
-    names = sorted({row["label"] for row in rows})
+    every = (row for file in ("train.csv", "val.csv") if (root / file).exists() for row in read_csv(root / file))
+    names = sorted({row["label"] for row in every})
     label = {name: i for i, name in enumerate(names)}
     stems = [f"{row['youtube_id']}_{int(row['time_start']):06}_{int(row['time_end']):06}" for row in rows]
     samples = [(on_disk[stem], label[row["label"]]) for stem, row in zip(stems, rows) if stem in on_disk]
@@ -398,7 +405,7 @@ def folder(root, split, train):
     folder of its frames."""
     names = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
     samples = []
-    for path in sorted((root / ("train" if train else "val")).glob("*/*")):
+    for path in sorted(path for name in (root / ("train" if train else "val")).iterdir() for path in name.glob("*")):
         if path.suffix.lower() in VIDEO_FILES or path.is_dir():
             if path.parent.name not in names:
                 raise ValueError(f"{path} is of a class that {root / 'train'} lacks")
@@ -408,14 +415,13 @@ def folder(root, split, train):
 
 def listed(file, labels, root):
     """A list of the original code, "path label" a line, and its names, a CSV of id and name. Paths are below `root`."""
-    with open(labels, newline="") as lines_of_csv:
-        names = {int(row["id"]): row["name"] for row in csv.DictReader(lines_of_csv)}
+    names = {int(row["id"]): row["name"] for row in read_csv(labels)}
     order = {number: i for i, number in enumerate(sorted(names))}
     samples = []
     for line in lines(Path(file)):
-        path, _, label = line.rpartition(" ")
-        if not label.isdecimal() or int(label) not in names:
-            raise ValueError(f"{file}: {labels} has no class for the label of {line!r}")
+        path, label = line.rsplit(maxsplit=1)
+        if int(label) not in names:
+            raise ValueError(f"{labels} has no class for the label of {line!r}")
         samples.append((root / path, order[int(label)]))
     return samples, [names[number] for number in order]
 
@@ -434,16 +440,31 @@ HOW_TO_GET = {
 HOW_TO_GET["k600"] = HOW_TO_GET["k400"]
 
 
+def root_of(name):
+    """The folder in which a data set is, if nothing else is said."""
+    return Path(name) if name not in DATASETS else toy.draw.CACHE if name == "toy" else Path("datasets") / name
+
+
+@contextlib.contextmanager
+def told_as(what):
+    """Makes one line, which says what was read, of whatever a list with wrong content causes."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
+        raise ValueError(f"{what} is not as it should be: {kind}{error}") from error
+
+
 def read_dataset(name, root=None, split=1, train=False):
     """The samples, a list of (path, label), and the class names of one half of a data set: a name in DATASETS, or the
     path of a folder of your own videos.
 
     Raises FileNotFoundError, with what belongs in `root` and how to get it, if it is not there.
     """
-    reader = DATASETS.get(name, folder)
-    root = Path(root or (name if reader is folder else toy.draw.CACHE if name == "toy" else Path("datasets") / name))
+    root, half = Path(root or root_of(name)), "training" if train else "validation"
     try:
-        samples, names = reader(root, split, train)
+        with told_as(f"{name} in {root.absolute()}"):
+            samples, names = DATASETS.get(name, folder)(root, split, train)
     except (FileNotFoundError, NotADirectoryError) as error:
         if name == "toy":
             raise
@@ -451,7 +472,7 @@ def read_dataset(name, root=None, split=1, train=False):
         how = HOW_TO_GET.get(name, "The folder should hold train/<class>/* and val/<class>/*.").format(root=root)
         raise FileNotFoundError(f"{name} is not in {root.absolute()}: {missing} is missing. {how}") from error
     if not samples:
-        raise ValueError(f"{name} in {root.absolute()}: no {'training' if train else 'test'} video in split {split}")
+        raise ValueError(f"{name} in {root.absolute()}: no {half} video" + (f" in split {split}" if split > 1 else ""))
     return samples, names
 
 
@@ -480,7 +501,10 @@ def load_samples(args, train):
     """The samples and class names that the flags ask for: of --data or a list, of --classes, --shots of each."""
     file = args.train_list if train else args.val_list
     if file:
-        samples, names = listed(file, args.labels, args.root or Path())
+        with told_as(f"{file} with {args.labels}"):
+            samples, names = listed(file, args.labels, args.root or (root_of(args.data) if args.data else Path()))
+        if not samples:
+            raise ValueError(f"{file} lists no videos")
     else:
         samples, names = read_once(args.data, args.root, args.split, train)
     if args.classes != "all":  # the more frequent half is of the training set, whichever half is read
@@ -555,36 +579,43 @@ class VideoDataset(torch.utils.data.Dataset):
 
 
 class Batches(torch.utils.data.Sampler):
-    """What one process reads: batches of (epoch, index), the share of `rank` among `world` processes.
+    """What one process reads: lists of (epoch, index), the share of `rank` among `world` processes.
 
     With a seed, the training order: shuffled anew in each epoch (set `epoch`), in whole batches, of which each process
-    reads a stretch. Without, the test order: every index once, in batches as they come.
+    reads a stretch, in pieces of `micro_batch`; the first `skip` pieces are left out. Without, the test order: every
+    index once, in batches as they come.
     """
 
-    def __init__(self, length, batch_size, seed=None, rank=0, world=1):
+    def __init__(self, length, batch_size, seed=None, rank=0, world=1, micro_batch=None):
         self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
-        self.epoch = 0
+        self.size = micro_batch or batch_size // world
+        self.epoch = self.skip = 0
 
     def __len__(self):
-        if self.seed is not None:
-            return self.length // self.batch_size
-        return -(-len(range(self.rank, self.length, self.world)) // (self.batch_size // self.world))
+        if self.seed is None:
+            return -(-len(range(self.rank, self.length, self.world)) // self.size)
+        return self.length // self.batch_size * (self.batch_size // self.world // self.size) - self.skip
 
     def __iter__(self):
-        size = self.batch_size // self.world
         if self.seed is None:
             mine = np.arange(self.rank, self.length, self.world)
         else:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-            mine = order[: len(self) * self.batch_size].reshape(-1, self.world, size)[:, self.rank].flatten()
-        for first in range(0, len(mine), size):
-            yield [(self.epoch, index) for index in mine[first : first + size].tolist()]
+            whole = order[: self.length // self.batch_size * self.batch_size]
+            mine = whole.reshape(-1, self.world, self.batch_size // self.world)[:, self.rank].flatten()
+        for first in range(self.skip * self.size, len(mine), self.size):
+            yield [(self.epoch, index) for index in mine[first : first + self.size].tolist()]
 
 
 def make_loader(dataset, batches, workers):
     """A DataLoader of (video uint8 [B, T, 3, S, S], label [B], index [B], errors: B strings)."""
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=torch.cuda.is_available(),
-                      persistent_workers=workers > 0)
+                      persistent_workers=workers > 0, worker_init_fn=start_worker)
+
+
+def start_worker(_):
+    """What asks a run to end is for its main process alone, which needs the workers until it has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -628,7 +659,7 @@ def add_arguments(parser, name="--data", training=False):
     """The flags about data, the same in every script; here the name of the data set needs no flag. `training` adds
     those about training videos."""
     group = parser.add_argument_group("data")
-    group.add_argument(name, nargs=None if name.startswith("-") else "?", type=dataset, default="toy", metavar="DATA",
+    group.add_argument(name, nargs=None if name.startswith("-") else "?", type=dataset, metavar="DATA",
                        help=f"{', '.join(DATASETS)}, or a folder of your own videos, train/<class>/* and val/<class>/* "
                             "(default: toy, or as the weights were trained)")
     group.add_argument("--root", type=Path, help="folder that holds it (default: datasets/NAME; the toy draws itself)")
@@ -636,7 +667,8 @@ def add_arguments(parser, name="--data", training=False):
     group.add_argument("--classes", choices=("all", "base", "novel"), default="all",
                        help="base: the half with the most training videos; novel: the others (default: all)")
     group.add_argument("--val-list", type=Path,
-                       help="in place of --data a list of the original code: 'path label' a line, paths below --root")
+                       help="in place of a split, a list of the original code: 'path label' a line, paths below --root "
+                            "or the root of DATA")
     group.add_argument("--labels", type=Path, help="CSV of id,name that goes with the lists")
     group.add_argument("--frames", type=at_least(1),
                        help="frames taken from a video (default: 32, for tiny 8, or as the weights were trained)")
@@ -669,11 +701,13 @@ def draw_contact_sheet(dataset, names, path, num_videos=10, num_frames=8, tile=1
     sheet = Image.new("RGB", (210 + num_frames * (tile + 2), len(indices) * (tile + 2)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
     for row, index in enumerate(indices):
-        video, label, _, error = dataset[0, index]
+        video, _, _, error = dataset[0, index]
+        title = names[dataset.labels[index]] if not error else f"unreadable: {Path(dataset.paths[index]).name}"
+        draw.text((8, row * (tile + 2) + tile // 2), "\n".join(textwrap.wrap(title, 24)), "black", font, anchor="lm")
+        if error:
+            continue
         if dataset.augment in ("color", "mix"):
             video = change_colors(video[None], colors[row : row + 1])[0].byte()
-        title = "\n".join(textwrap.wrap(names[label], 24)) if not error else "unreadable"
-        draw.text((8, row * (tile + 2) + tile // 2), title, "black", font, anchor="lm")
         for column, frame in enumerate(video[sample_frames(len(video), num_frames)]):
             picture = Image.fromarray(frame.permute(1, 2, 0).numpy()).resize((tile, tile))
             sheet.paste(picture, (210 + column * (tile + 2), row * (tile + 2)))
@@ -695,10 +729,13 @@ def run(main):
         if isinstance(error, OSError) and error.strerror:
             error = ": ".join(str(part) for part in (error.strerror, error.filename) if part)
         sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
-    except RuntimeError as error:
-        if "memory" not in str(error):
+    except RuntimeError as error:  # PyTorch tells them apart by their text alone
+        told = {"memory": "out of memory; try a smaller --batch-size or --micro-batch, or fewer --frames",
+                "DataLoader worker": f"a worker ended: {error}", "Connection": "another process has ended"}
+        message = next((told[part] for part in told if part in str(error)), None)
+        if message is None:
             raise
-        sys.exit(f"{Path(sys.argv[0]).name}: error: out of memory; try a smaller --batch-size or fewer --frames")
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {message}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -712,14 +749,16 @@ def report(samples, names, args):
         f"{sizes[order[-1]]} ({names[order[-1]]})")
     exists = [path.exists() for path, _ in samples]
     if not all(exists):
-        say(f"  {exists.count(False)} are missing, the first is {samples[exists.index(False)][0]}")
+        say(f"  {exists.count(False)} missing, the first is {samples[exists.index(False)][0].absolute()}")
     paths = [path for (path, _), there in zip(samples, exists) if there]
+    if not paths:
+        raise ValueError("none of the videos is on disk; is --root right?")
     if not args.check_all:
-        paths = paths[:: -(-len(paths) // CHECKED) or 1]
+        paths = paths[:: -(-len(paths) // CHECKED)]
 
     def check(path):
         try:
-            read_video(path, args.frames, short_side=round(args.image_size * SHORT_SIDE))
+            read_video(path, args.frames, short_side=round(args.resolution * SHORT_SIDE))
             return count_frames(path), ""
         except (ValueError, OSError) as error:
             return 0, f"{path}: {reason(error)}"
@@ -729,7 +768,7 @@ def report(samples, names, args):
         results = list(tqdm(pool.imap(check, paths), "reading", len(paths), leave=False, unit="video", disable=None))
     rate = len(paths) / (time.perf_counter() - begin)
     errors = [error for _, error in results if error]
-    say(f"  {len(paths)} of them read, {rate:.0f} videos/s on {cores} cores: {len(errors)} unreadable")
+    say(f"  {len(paths)} tried: {len(errors)} unreadable; {rate:.0f} videos/s on {cores} cores")
     frames = sorted(count for count, error in results if not error)
     if frames:
         say(f"  {frames[0]} to {frames[-1]} frames, the median {frames[len(frames) // 2]}")
@@ -740,23 +779,27 @@ def report(samples, names, args):
 def main():
     parser = Parser(__doc__)
     add_arguments(parser, "data", training=True)
-    parser.add_argument("--image-size", type=at_least(1), help="side of the input in pixels (default: 224, toy 64)")
+    parser.add_argument("--resolution", type=at_least(1), help="side of the input in pixels (default: 224, toy 64)")
     parser.add_argument("--check-all", action="store_true", help=f"read every video, not just some {CHECKED}")
-    parser.add_argument("--out", type=Path, help="where to draw the contact sheet (default: NAME.png)")
+    parser.add_argument("--out", type=Path, help="PNG to draw the contact sheet to (default: NAME.png)")
     args = parser.parse_args()
     check_lists(parser, args)
-    defaults = dict(frames=8, image_size=64, augment="crop") if args.data == "toy" else dict(
-        frames=32, image_size=224, augment="mix")
+    args.data = args.data or (None if args.val_list else "toy")
+    defaults = dict(frames=8, resolution=64, augment="crop") if args.data == "toy" else dict(
+        frames=32, resolution=224, augment="mix")
     vars(args).update({name: value for name, value in defaults.items() if getattr(args, name) is None})
+    args.out = args.out or Path(f"{Path(args.data or args.train_list.stem).name}.png")
+    if args.out.suffix != ".png" or not args.out.absolute().parent.is_dir():
+        parser.error(f"--out {args.out} is no PNG in a folder that is there")
     halves = [load_samples(args, train) for train in (True, False)]
-    for half, (samples, names) in zip(("training", "test"), halves):
+    for half, (samples, names) in zip(("training", "validation"), halves):
         say(f"{half}:")
         report(samples, names, args)
     samples, names = halves[0]
-    out = args.out or Path(f"{Path(args.train_list or args.data).stem}.png")
-    clips = VideoDataset(samples, args.frames, args.image_size, True, args.seed, args.data != "ssv2", args.augment)
-    draw_contact_sheet(clips, names, out)
-    say(f"{out} shows some training videos as the model sees them")
+    clips = VideoDataset(samples, args.frames, args.resolution, True, args.seed, args.data != "ssv2", args.augment)
+    draw_contact_sheet(clips, names, args.out)
+    say(f"{args.out} shows some training videos as the model sees them ({args.resolution} pixels, 8 of {args.frames} "
+        f"frames, --augment {args.augment}{', not yet mixed' if args.augment == 'mix' else ''})")
 
 
 if __name__ == "__main__":

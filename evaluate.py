@@ -36,6 +36,8 @@ def add_arguments(parser, batch_size, training=False):
     group.add_argument("--model", choices=clip.MODELS,
                        help="the CLIP to start from (default: ViT-B/16, for the toy tiny)")
     group.add_argument("--weights", help="weights to take in its place: a file of any CLIP with a ViT, or a name")
+    group.add_argument("--resolution", type=data.at_least(1),
+                       help="side of the input in pixels (default: as the weights were trained; 224)")
     group = parser.add_argument_group("machine")
     group.add_argument("--workers", type=data.at_least(0), default=min(len(os.sched_getaffinity(0)), 8),
                        help="processes that decode, per GPU (default: one per CPU core, at most 8; here %(default)s)")
@@ -63,7 +65,8 @@ def views(text):
 
 def complete(parser, args, defaults, tiny_defaults):
     """Fills in what depends on the data set, the model or the machine, and ends wrong calls with exit status 2."""
-    args.data, args.split, args.root = args.data or "toy", args.split or 1, args.root and Path(args.root).absolute()
+    args.data = args.data or (None if args.val_list else "toy")
+    args.split, args.root = args.split or 1, args.root and Path(args.root).absolute()
     args.model = args.model or ("tiny" if args.data == "toy" else "ViT-B/16")
     for name, value in (tiny_defaults if args.model == "tiny" else defaults).items():
         if getattr(args, name) is None:
@@ -79,9 +82,14 @@ def complete(parser, args, defaults, tiny_defaults):
         args.gpus = 0
     if args.amp is None:
         args.amp = "off" if args.gpus == 0 else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    world = int(os.environ.get("WORLD_SIZE", max(args.gpus, 1)))
+    world = world_size(args)
     if args.batch_size % world:
         parser.error(f"--batch-size {args.batch_size} is not a multiple of the {world} processes that share it")
+
+
+def world_size(args):
+    """How many processes there are, or will be when `start` has called torchrun."""
+    return int(os.environ.get("WORLD_SIZE", max(args.gpus, 1)))
 
 
 def start(args):
@@ -99,6 +107,12 @@ def start(args):
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if args.gpus else "gloo")
     return device
+
+
+def finish():
+    """Leaves the group of processes, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def plain(args):
@@ -154,13 +168,13 @@ def evaluate(model, loader, tokens):
     Returns a dict: `top1` and `top5`, percent; `count`, the number of videos; `unreadable`, a list of "path: reason" of
     those that could not be read, counted as wrong. With several processes all of them get the figures of the whole.
     """
+    model.eval()
     device = model.logit_scale.device
     text = model.encode_text(tokens.to(device))
     rows = []  # of every video its index, the place of the right class (0 is first; None: unreadable) and the error
     for video, label, index, errors in tqdm(loader, "evaluating", leave=False, unit="batch", disable=hide_bars()):
         views = video.unbind(1) if video.ndim == 6 else [video]  # of [B, T, 3, S, S]
-        videos = [model.encode_video(view.to(device, non_blocking=True)) for view in views]
-        logits = torch.stack([model.logits(video, text) for video in videos])
+        logits = torch.stack([model(view.to(device, non_blocking=True), text) for view in views])
         # The mean over the views of the probabilities, up to a factor and as a logarithm.
         score = logits.log_softmax(dim=-1).logsumexp(dim=0).cpu()  # [B, C]
         # How many other classes do not score less than the right one: a tie and a NaN count as wrong.
@@ -187,7 +201,7 @@ def make_loader(args, model, samples):
 def parse_args():
     parser = data.Parser(__doc__)
     add_arguments(parser, batch_size="32")
-    parser.set_defaults(data=None, split=None, batch_size=32)
+    parser.set_defaults(split=None, batch_size=32)
     group = parser.add_argument_group("evaluation")
     group.add_argument("--zero-shot", action="store_true",
                        help="plain CLIP: --model as it is (the default without --weights)")
@@ -214,12 +228,14 @@ def main():
     args = parse_args()
     device = start(args)
     samples, classes = data.load_samples(args, train=False)
-    model = clip.load(args.weights or args.model, device)
-    tokens = class_tokens(model, classes, args.template or model.template)
+    model = clip.load(args.weights or args.model, device, image_size=args.resolution)
+    args.template = args.template or model.template
+    tokens = class_tokens(model, classes, args.template)
     if args.out:
         make_folder(args.out)
     say(f"{args.weights or args.model} on {args.val_list or args.data}, split {args.split}: {len(samples)} videos, "
-        f"{len(classes)} classes, {args.frames} frames a video, prompt {args.template or model.template!r}")
+        f"{len(classes)} classes, {args.frames} frames a video, {args.views[0]} x {args.views[1]} views, "
+        f"prompt {args.template!r}")
     with autocast(args, device):
         results = evaluate(model, make_loader(args, model, samples), tokens)
     say(f"top-1 {results['top1']:.1f} %   top-5 {results['top5']:.1f} %   of {results['count']} videos")
@@ -227,6 +243,7 @@ def main():
         say(f"counted as wrong: {error}")
     if args.out and rank_and_world()[0] == 0:
         (args.out / "results.json").write_text(json.dumps(results | {"arguments": plain(args)}, indent=1) + "\n")
+    finish()
 
 
 if __name__ == "__main__":

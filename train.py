@@ -5,22 +5,30 @@
 
 That the frames' embeddings are averaged before the comparison is what lets a model of single images learn from videos:
 the gradient of one video's loss reaches all its frames together. The recipe is the one of the original code: AdamW, a
-linear warm-up and a cosine to a hundredth of the learning rate, and the table of word embeddings is left as it is.
+linear warm-up and a cosine to a hundredth of the learning rate, mixup or CutMix, and the table of word embeddings is
+left as it is. A run can be killed at any moment: what it draws at random depends on the seed, the epoch and the step
+alone, and `--resume` ends with the same weights.
 
     python train.py                                       the toy: a minute and a half on two CPU cores
     python train.py --data ucf101 --gpus 1
+    python train.py --resume runs/ucf101                  go on where it was interrupted
 """
+import contextlib
 import itertools
 import json
 import math
 import os
 import resource
+import signal
+import sys
 import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 import clip
@@ -36,8 +44,15 @@ MAX_UNREADABLE = 0.05  # of the videos seen
 PAPER = dict(frames=32, batch_size=256, epochs=10, warmup_epochs=5.0, lr=8e-6, augment="mix")
 TINY = dict(frames=8, batch_size=32, epochs=10, warmup_epochs=1.0, lr=8e-4, augment="crop")
 
+# What may be another when a run is resumed: the rest would change the result.
+MACHINE = {"root", "workers", "gpus", "micro_batch", "compile", "checkpoint_activations", "save_minutes", "tensorboard",
+           "out", "resume"}
 
-def parse_args():
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line and the folder of a run
+
+
+def make_parser():
     parser = data.Parser(__doc__)
     evaluate.add_arguments(parser, batch_size="256, for tiny 32", training=True)
     group = parser.add_argument_group("recipe")
@@ -50,15 +65,61 @@ def parse_args():
                        help="weight decay of AdamW (default: %(default)s)")
     group.add_argument("--label-smoothing", type=data.at_least(0, float, 1), default=0.1,
                        help="share of the target spread over all classes (default: %(default)s)")
+    group.add_argument("--tune", choices=("both", "image", "text"), default="both",
+                       help="the encoders to train (default: %(default)s)")
+    group.add_argument("--fusion", choices=("embedding", "decision", "image"), default="embedding",
+                       help="what is averaged over time: the frames' embeddings, their logits, or, when testing, their "
+                            "probabilities (default: %(default)s)")
     group.add_argument("--template", type=evaluate.template, default="a photo of a {}.",
                        help='sentence around a class name (default: "%(default)s")')
+    group = parser.add_argument_group("time and memory")
+    group.add_argument("--micro-batch", type=data.at_least(1),
+                       help="videos of a batch that a GPU takes at once (default: its whole share of --batch-size)")
+    group.add_argument("--checkpoint-activations", action="store_true",
+                       help="less memory for a third more time: compute activations twice")
+    group.add_argument("--compile", action="store_true", help="compile both encoders: slower to start, then faster")
+    group = parser.add_argument_group("run")
     group.add_argument("--out", type=Path, help="folder of the run, a new one (default: runs/NAME)")
+    group.add_argument("--resume", nargs="?", type=Path, const=Path(), metavar="FOLDER",
+                       help="go on with the run in FOLDER, or in --out, with its arguments")
+    group.add_argument("--save-minutes", type=data.at_least(0, float), default=15,
+                       help="a checkpoint at least this often, and after every epoch (default: %(default)s)")
+    group.add_argument("--tensorboard", action="store_true", help="write the log for TensorBoard too")
+    return parser
+
+
+def parse_args():
+    parser = make_parser()
     args = parser.parse_args()
+    if args.resume:
+        args = arguments_of_run(parser, args.out if args.resume == Path() else args.resume)
+    elif args.out and (args.out / "args.json").exists():
+        parser.error(f"--out {args.out} holds a run already; go on with it by --resume")
     evaluate.complete(parser, args, PAPER, TINY)
-    if args.warmup_epochs > args.epochs:
-        say(f"warning: a warm-up of {args.warmup_epochs:g} epochs is not over after --epochs {args.epochs}")
-    if args.out and (args.out / "args.json").exists():
-        parser.error(f"--out {args.out} holds a run already")
+    if args.warmup_epochs >= args.epochs:
+        say(f"warning: a warm-up of {args.warmup_epochs:g} epochs is not over before the end of --epochs {args.epochs}")
+    share = args.batch_size // evaluate.world_size(args)
+    args.micro_batch = min(args.micro_batch or share, share)
+    if share % args.micro_batch:
+        parser.error(f"--micro-batch {args.micro_batch} does not divide the {share} videos of a batch on each GPU")
+    if args.augment == "mix" and args.micro_batch % 2:
+        parser.error(f"--augment mix takes clips in pairs, but {args.micro_batch} are computed at once: choose an even "
+                     "--micro-batch, or --augment color")
+    return args
+
+
+def arguments_of_run(parser, folder):
+    """The arguments of the run in `folder` with what the call says of the machine. Refuses anything else."""
+    if folder is None or not (folder / "args.json").is_file():
+        parser.error(f"--resume: there is no run in {folder or 'FOLDER: which is it?'}")
+    saved = json.loads((folder / "args.json").read_text())
+    parser.set_defaults(**saved)
+    args = parser.parse_args()
+    given = evaluate.plain(args)
+    for name in sorted(set(saved) - MACHINE):
+        if given[name] != saved[name]:
+            parser.error(f"--{name.replace('_', '-')} is {saved[name]!r} in {folder} and cannot become {given[name]!r}")
+    args.out, args.resume = folder, folder
     return args
 
 
@@ -66,45 +127,54 @@ def make_folder(args):
     """Makes the folder of the run: --out, or runs/NAME, or the first of runs/NAME-2, -3, ... that is not there yet."""
     if args.out is None:
         taken = {path.name for path in Path("runs").glob("*")}
-        run = Path(args.data).name
+        run = Path(args.data or args.train_list.stem).name
         names = itertools.chain([run], (f"{run}-{number}" for number in itertools.count(2)))
         args.out = Path("runs") / next(name for name in names if name not in taken)
     evaluate.make_folder(args.out)
+    with replacing(args.out / "args.json") as file:
+        file.write(json.dumps(evaluate.plain(args), indent=1).encode() + b"\n")
 
 
-def learning_rate(step, steps, warmup_steps, peak):
-    """The learning rate of step 0, 1, ... of `steps`: linear from 0, then on a cosine from `peak` to its hundredth.
-
-    The cosine runs from step 0 on, as in the original code (timm's schedule without `warmup_prefix`); the warm-up hides
-    its beginning.
-    """
-    if step < warmup_steps:
-        return peak * step / warmup_steps
-    floor = peak / 100
-    return floor + (peak - floor) * (1 + math.cos(math.pi * step / steps)) / 2
-
-
-def memory(device):
-    """The most memory that this process has used: of the GPU, or of the machine. GiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2 ** 30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20  # Linux gives KiB
-
-
-def save(path, checkpoint):
-    """Writes a checkpoint to a temporary file first, so that a kill or a full disk leaves the old one whole."""
+@contextlib.contextmanager
+def replacing(path):
+    """A file to write that takes the place of `path` when all of it is on the disk: a kill or a full disk leaves the
+    old one whole."""
     temporary = path.with_suffix(".tmp")
     with open(temporary, "wb") as file:
-        torch.save(checkpoint, file)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
-def checkpoint(model, args, classes, **more):
-    """All that it takes to use the model: the weights, how they are fed, the class names, the arguments."""
-    return {"model": model.state_dict(), "mean": model.mean, "std": model.std, "template": model.template,
-            "classes": classes, "args": evaluate.plain(args), **more}
+class Log:
+    """log.jsonl, one object for each step and each validation; with --tensorboard also as TensorBoard reads it."""
+
+    def __init__(self, folder, step, epoch, tensorboard):
+        """Leaves out what a killed run has written behind its last checkpoint, of `step` and `epoch`."""
+        self.path, self.writer = folder / "log.jsonl", None
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        with replacing(self.path) as file:
+            for line in lines:
+                with contextlib.suppress(ValueError):  # the last line may have been cut
+                    record = json.loads(line)
+                    if record["epoch"] <= epoch if "top1" in record else record["step"] <= step:
+                        file.write(line.encode())
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ValueError("--tensorboard: pip install tensorboard") from error
+            self.writer = SummaryWriter(folder, purge_step=step + 1)
+
+    def write(self, **record):
+        with open(self.path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.writer:
+            for name, value in record.items():
+                if isinstance(value, (int, float)):
+                    self.writer.add_scalar(name, value, record["step"])
+            self.writer.flush()
 
 
 def draw_curves(folder):
@@ -135,136 +205,271 @@ def draw_curves(folder):
     plt.close(figure)
 
 
-def train_epoch(args, network, tokens, loader, epoch, optimizer, scaler, log, bar):
-    """One pass through the loader, one optimizer step a batch. Returns a list of the videos that could not be read."""
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def learning_rate(step, steps, warmup_steps, peak):
+    """The learning rate of step 0, 1, ... of `steps`: linear from 0, then on a cosine from `peak` to its hundredth.
+
+    The cosine runs from step 0 on, as in the original code (timm's schedule without `warmup_prefix`); the warm-up hides
+    its beginning.
+    """
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    floor = peak / 100
+    return floor + (peak - floor) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def memory(device):
+    """The most memory that this process has used: of the GPU, or of the machine. GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2 ** 30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20  # Linux gives KiB
+
+
+def choose_parameters(model, tune):
+    """Freezes what is not trained: the word embeddings, and with `tune` "image" or "text" the other encoder."""
+    for name, parameter in model.named_parameters():
+        encoder = "image" if name.startswith("visual.") else "text"
+        trained = tune in ("both", encoder) and name != "token_embedding.weight"
+        parameter.requires_grad_(trained or name == "logit_scale")
+
+
+def compute_gradient(args, network, tokens, micro_batches, scaler, epoch, step):
+    """Computes the gradient of one batch, the next of the iterator `micro_batches`, for optimizer step `step`, from 0.
+
+    The texts are encoded once. The micro-batches before the last one leave the gradient with respect to the text
+    embeddings there, and the last one takes it on into the text encoder; with it DDP adds up the gradients of all
+    processes. Returns the loss, the seconds spent waiting for data, and what could not be read, of this process.
+    """
     model = getattr(network, "module", network)  # without the wrapper of DDP
     device = tokens.device
-    per_epoch = len(loader)
-    unreadable = []
-    begin = time.perf_counter()
-    for i, (video, label, index, errors) in enumerate(loader):
-        wait = time.perf_counter() - begin  # the time in which nothing was computed because no data was there
-        step = epoch * per_epoch + i
-        rate = learning_rate(step, args.epochs * per_epoch, args.warmup_epochs * per_epoch, args.lr)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    pieces = args.batch_size // evaluate.rank_and_world()[1] // args.micro_batch
+    losses, wait, errors = 0.0, 0.0, []
+    with evaluate.autocast(args, device):
+        text = model.encode_text(tokens).float()  # [C, D]
+    detached = text.detach().requires_grad_(text.requires_grad)
+    for piece in range(pieces):
+        begin = time.perf_counter()
+        video, label, index, unreadable = next(micro_batches)
+        wait += time.perf_counter() - begin
+        errors += [line for lines in unreadable for line in lines.splitlines()]
+
         video, label = video.to(device, non_blocking=True), label.to(device, non_blocking=True)
         target = F.one_hot(label, len(tokens)).float()  # [B, C]
         if args.augment in ("color", "mix"):
             video = data.change_colors(video, data.draw_colors(args.seed, epoch, index.tolist()).to(device))
         if args.augment == "mix":
             video, target = data.mix(video, target, (args.seed, step))
-        with evaluate.autocast(args, device):
-            logits = network(model.normalize(video), tokens)  # [B, C]
-            loss = F.cross_entropy(logits, target, label_smoothing=args.label_smoothing)
-        if not math.isfinite(loss.item()):
-            raise ValueError(f"the loss is {loss.item()} at step {step + 1}; try a lower --lr, or --amp off")
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
-        unreadable += [line for error in errors for line in error.splitlines()]
-        if len(unreadable) > MAX_UNREADABLE * max((i + 1) * len(label), 200):
-            raise ValueError(f"{len(unreadable)} videos cannot be read, over {MAX_UNREADABLE:.0%}: {unreadable[0]}")
-        took, begin = time.perf_counter() - begin, time.perf_counter()
-        log(step=step + 1, epoch=(step + 1) / per_epoch, loss=loss.item(), lr=rate,
-            videos_per_second=args.batch_size / took, data_wait=wait / took)
-        bar.set_postfix_str(f"loss {loss.item():.3f}, lr {rate:.1e}, {args.batch_size / took:.0f} videos/s, "
-                            f"data wait {wait / took:.0%}")
-        bar.update()
-    return unreadable
+        last = piece == pieces - 1
+        with contextlib.nullcontext() if last or network is model else network.no_sync():
+            with evaluate.autocast(args, device):
+                logits = network(model.normalize(video), text if last else detached)  # [B, C]; image fusion: [B * T, C]
+                target = target.repeat_interleave(len(logits) // len(target), dim=0)
+                loss = F.cross_entropy(logits, target, label_smoothing=args.label_smoothing) / pieces
+            losses += loss.detach()
+            loss = scaler.scale(loss)
+            if last and detached.grad is not None:
+                loss = loss + (text * detached.grad).sum()
+            loss.backward()
+
+    return losses.item(), wait, errors
 
 
-def fit(args, model, train_samples, val_samples, classes, device):
+def total(values, device):
+    """The sums over all processes of a list of numbers."""
+    values = torch.tensor(values, dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values.tolist()
+
+
+def checkpoint(model, args, classes, **more):
+    """All that it takes to use the model: the weights, how they are fed, the class names, the arguments."""
+    return {"model": model.state_dict(), "mean": model.mean, "std": model.std, "template": model.template,
+            "fusion": model.fusion, "classes": classes, "args": evaluate.plain(args), **more}
+
+
+def save(path, content):
+    with replacing(path) as file:
+        torch.save(content, file)
+
+
+def fit(args, model, train_samples, val_samples, classes, device, state=None):
     """Trains the parameters of `model` that require a gradient, with validation before the first and after every epoch.
 
-    Leaves args.json, log.jsonl, curves.png, last.pt and best.pt in the folder `args.out`. Returns the results of
-    `evaluate.evaluate` before training and of the best epoch.
+    Leaves args.json, log.jsonl, curves.png, last.pt and best.pt in the folder `args.out`; `state`, the content of
+    last.pt, is where an interrupted run goes on. Returns what is known at the end: a dict with the results of
+    `evaluate.evaluate` "before" training and of the "best" epoch, the "unreadable" videos and the "seconds" it took.
+    SIGTERM saves and exits with status 0.
     """
     rank, world = evaluate.rank_and_world()
-    if len(train_samples) < args.batch_size:
-        raise ValueError(f"{len(train_samples)} training videos do not fill a --batch-size of {args.batch_size}")
+    per_epoch = len(train_samples) // args.batch_size
+    if not per_epoch:
+        raise ValueError(f"{len(train_samples)} training videos do not fill a batch: choose a --batch-size below "
+                         f"{args.batch_size}")
+    pieces = args.batch_size // world // args.micro_batch
     dataset = data.VideoDataset(train_samples, args.frames, model.image_size, train=True, seed=args.seed,
                                 flip=args.data != "ssv2",  # there left and right make different classes
                                 augment=args.augment)
-    batches = data.Batches(len(dataset), args.batch_size, args.seed, rank, world)
+    batches = data.Batches(len(dataset), args.batch_size, args.seed, rank, world, args.micro_batch)
     loader = data.make_loader(dataset, batches, args.workers)
     val_loader = evaluate.make_loader(args, model, val_samples)
 
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), eps=1e-8, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), eps=1e-8, weight_decay=args.weight_decay,
+                                  fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+    progress = dict(step=0, epoch=0, before=None, best=None, failures=0, unreadable=[], seconds=0.0,
+                    training_seconds=0.0)
+    if state:
+        progress.update({name: state[name] for name in progress})
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+    if args.checkpoint_activations:
+        model.visual.transformer.checkpointing = model.transformer.checkpointing = True
+    if args.compile:
+        model.visual.compile()
+        model.transformer.compile()
     network = DistributedDataParallel(model) if world > 1 else model
 
     tokens = evaluate.class_tokens(model, classes, args.template).to(device)
     if rank == 0:
-        make_folder(args)
-        (args.out / "args.json").write_text(json.dumps(evaluate.plain(args), indent=1) + "\n")
+        if not args.resume:
+            make_folder(args)
+        log = Log(args.out, progress["step"], progress["epoch"] if state else -1, args.tensorboard)
+    millions = sum(p.numel() for p in parameters) / 1e6
     machine = torch.cuda.get_device_name() if args.gpus else "CPU"
     say(f"""\
-model      {args.weights or args.model}, {sum(p.numel() for p in parameters) / 1e6:.1f} M parameters to train
+model      {args.weights or args.model}, {millions:.1f} M parameters to train, encoders: {args.tune}
 data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(classes)}
 videos     {len(train_samples)} for training, {len(val_samples)} for validation
 input      {args.frames} frames of {model.image_size} x {model.image_size}, prompt {args.template!r}
-training   {args.epochs} epochs of {len(batches)} steps of {args.batch_size} videos, learning rate {args.lr:g}
-machine    {world} x {machine}, mixed precision {args.amp}, {args.workers} workers
+training   {args.epochs} epochs of {per_epoch} steps of {args.batch_size} videos, learning rate {args.lr:g}
+machine    {world} x {machine}, {args.micro_batch} videos at once, mixed precision {args.amp}, {args.workers} workers
 results    {args.out}""")
 
-    def log(**record):
+    signals = []
+    signal.signal(signal.SIGTERM, lambda *_: signals.append(True))
+    begin = saved = time.perf_counter()
+    earlier = progress["seconds"]  # of the processes before this one
+
+    def save_last():
         if rank == 0:
-            with open(args.out / "log.jsonl", "a") as file:
-                file.write(json.dumps(record) + "\n")
+            progress["seconds"] = earlier + time.perf_counter() - begin
+            save(args.out / "last.pt", checkpoint(model, args, classes, optimizer=optimizer.state_dict(),
+                                                  scaler=scaler.state_dict(), **progress))
+
+    def stop():
+        say(f"stopped after step {progress['step']}; to go on: python {Path(sys.argv[0]).name} --resume {args.out}")
+        evaluate.finish()
+        sys.exit(0)
 
     def validate(epoch):
         tokens = evaluate.class_tokens(model, classes, model.template)
         with evaluate.autocast(args, device):
             results = evaluate.evaluate(model, val_loader, tokens)
-        log(epoch=epoch, **results)
-        say(f"epoch {epoch:2} of {args.epochs}   top-1 {results['top1']:5.1f} %   top-5 {results['top5']:5.1f} %")
+        if rank == 0:
+            log.write(step=progress["step"], epoch=epoch, **results)
+        say(f"epoch {epoch:2} of {args.epochs}   top-1 {results['top1']:5.1f} %   top-5 {results['top5']:5.1f} %"
+            + (f"   (prompt {model.template!r})" if epoch == 0 else ""))
         return results
 
-    before, best, unreadable = validate(0), None, set()
-    model.template = args.template
-    bar = tqdm(total=args.epochs * len(batches), disable=evaluate.hide_bars(), bar_format=BAR)
-    for epoch in range(args.epochs):
-        batches.epoch = epoch
-        errors = set(evaluate.gather(train_epoch(args, network, tokens, loader, epoch, optimizer, scaler, log, bar)))
-        if errors:
-            log(epoch=epoch + 1, unreadable_in_training=sorted(errors))
-        unreadable |= errors
+    if progress["before"] is None:
+        progress["before"] = validate(0)
+    else:
+        say(f"goes on after step {progress['step']} of {args.epochs * per_epoch}")
+    model.template, model.fusion = args.template, args.fusion
+    bar = tqdm(total=args.epochs * per_epoch, initial=progress["step"], disable=evaluate.hide_bars(), bar_format=BAR)
+    for epoch in range(progress["epoch"], args.epochs):
+        model.train()
+        batches.epoch, batches.skip = epoch, (progress["step"] - epoch * per_epoch) * pieces
+        micro_batches = iter(loader)
+        while progress["step"] < (epoch + 1) * per_epoch:
+            started, step = time.perf_counter(), progress["step"]
+            rate = learning_rate(step, args.epochs * per_epoch, args.warmup_epochs * per_epoch, args.lr)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+            loss, wait, errors = compute_gradient(args, network, tokens, micro_batches, scaler, epoch, step)
+            loss, wait, failures, stopping = total([loss / world, wait / world, len(errors), len(signals)], device)
+
+            scaler.unscale_(optimizer)
+            norm = get_total_norm([p.grad for p in parameters if p.grad is not None]).item()
+            finite = math.isfinite(loss) and math.isfinite(norm)
+            if not finite and not (scaler.is_enabled() and scaler.get_scale() >= 1):
+                raise ValueError(f"the loss is {loss:g} and its gradient {norm:g} at step {step + 1}; try a lower --lr "
+                                 f"or --amp off. What was saved before is in {args.out}")
+            scaler.step(optimizer)  # not where fp16 overflowed
+            scaler.update()
+            with torch.no_grad():
+                model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+            progress["step"] += 1
+            took = time.perf_counter() - started
+            progress["training_seconds"] += took
+            record = dict(step=step + 1, epoch=(step + 1) / per_epoch, loss=loss, lr=rate, gradient_norm=norm,
+                          videos_per_second=args.batch_size / took, data_wait=wait / took)
+            if not finite:
+                record["skipped"] = True
+            if failures:
+                record["unreadable"] = sorted(evaluate.gather(errors))
+                progress["unreadable"] = sorted({*progress["unreadable"], *record["unreadable"]})
+                progress["failures"] += int(failures)
+                if progress["failures"] > MAX_UNREADABLE * max(progress["step"] * args.batch_size, 200):
+                    raise ValueError(f"{progress['failures']} videos cannot be read, over {MAX_UNREADABLE:.0%}: "
+                                     f"{progress['unreadable'][0]}")
+            if rank == 0:
+                log.write(**record)
+            bar.set_postfix_str(f"loss {loss:.3f}, lr {rate:.1e}, {args.batch_size / took:.0f} videos/s, "
+                                f"data wait {wait / took:.0%}")
+            bar.update()
+            if stopping or time.perf_counter() - saved > 60 * args.save_minutes:
+                save_last()
+                saved = time.perf_counter()
+            if stopping:
+                stop()
+
         results = validate(epoch + 1)
-        if best is None or results["top1"] >= best["top1"]:
-            best = results
+        progress["epoch"] = epoch + 1
+        if progress["best"] is None or results["top1"] >= progress["best"]["top1"]:
+            progress["best"] = results
+            if rank == 0:
+                save(args.out / "best.pt", checkpoint(model, args, classes, epoch=epoch + 1, top1=results["top1"]))
+        save_last()
+        saved = time.perf_counter()
         if rank == 0:
-            content = checkpoint(model, args, classes, epoch=epoch + 1, top1=results["top1"])
-            save(args.out / "last.pt", content)
-            if best is results:
-                save(args.out / "best.pt", content)
             draw_curves(args.out)
+        if total([len(signals)], device)[0] and epoch + 1 < args.epochs:
+            stop()
     bar.close()
-    for error in sorted(unreadable | set(best["unreadable"])):
-        say(f"unreadable {error}")
-    return before, best
+    return progress
 
 
 def main():
     args = parse_args()
-    begin = time.perf_counter()
     device = evaluate.start(args)
     train_samples, classes = data.load_samples(args, train=True)
     val_samples, _ = data.load_samples(args, train=False)
-    model = clip.load(args.weights or args.model, device)
-    model.token_embedding.requires_grad_(False)
-    before, best = fit(args, model, train_samples, val_samples, classes, device)
-    minutes, seconds = divmod(round(time.perf_counter() - begin), 60)
+    last = args.out / "last.pt" if args.resume and (args.out / "last.pt").exists() else None
+    model = clip.load(last or args.weights or args.model, device, image_size=args.resolution)
+    choose_parameters(model, args.tune)
+    state = torch.load(last, map_location=device, weights_only=True) if last else None
+    progress = fit(args, model, train_samples, val_samples, classes, device, state)
+    before, best = progress["before"], progress["best"]
+    for error in sorted({*progress["unreadable"], *best["unreadable"]}):
+        say(f"unreadable {error}")
+    minutes, seconds = divmod(round(progress["seconds"]), 60)
+    speed = progress["step"] * args.batch_size / progress["training_seconds"]
     say(f"""
               top-1    top-5
 before       {before["top1"]:6.1f}   {before["top5"]:6.1f}   %
 fine-tuned   {best["top1"]:6.1f}   {best["top5"]:6.1f}   %
-{minutes} min {seconds} s, {memory(device):.1f} GiB of memory at most; the best model is {args.out / "best.pt"}""")
+{minutes} min {seconds} s, {speed:.0f} videos/s in training, {memory(device):.1f} GiB of memory at most
+the best model is {args.out / "best.pt"}""")
+    evaluate.finish()
 
 
 if __name__ == "__main__":

@@ -292,6 +292,50 @@ def test_lists_of_the_original_code(tmp_path):
         data.load_samples(args, train=False)
 
 
+@pytest.mark.parametrize(("name", "file", "content"), [
+    ("ucf101", "ucfTrainTestlist/classInd.txt", "ApplyEyeMakeup"),
+    ("ucf101", "ucfTrainTestlist/testlist01.txt", b"\xff\xfe\x00"),
+    ("ucf101", "ucfTrainTestlist/testlist01.txt", "Unknown/v_Unknown_g01_c01.avi"),
+    ("hmdb51", "testTrainMulti_7030_splits/wave_test_split1.txt", "one_column"),
+    ("k400", "val.csv", "id,name\n1,2\n"),
+    ("k400", "val.csv", "label,youtube_id,time_start,time_end,split\na,b,one,2,val\n"),
+    ("ssv2", "labels.json", "[1, 2]"),
+    ("ssv2", "validation.json", "[{"),
+    ("ssv2", "validation.json", '[{"id": "1", "template": "Unknown"}]'),
+])
+def test_lists_with_wrong_content_are_told_in_one_line(name, file, content, tmp_path, ucf101):
+    ssv2 = {"labels.json": '{"Holding something": "0"}', "validation.json": "[]"}
+    files = {"ucf101": {f"ucfTrainTestlist/{path.name}": path.read_text() for path in ucf101.glob("*/*.txt")},
+             "hmdb51": {}, "k400": {}, "ssv2": ssv2}[name] | {file: content}
+    for path, text in files.items():
+        touch(tmp_path, path)
+        (tmp_path / path).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=rf"\A{name} in {tmp_path} is not as it should be: [^\n]+\Z"):
+        data.read_dataset(name, tmp_path)
+
+
+def test_the_labels_of_both_halves_are_the_same_classes(tmp_path):
+    """Even where no validation video is of the first class."""
+    for half, names in (("train", "abc"), ("val", "cb")):
+        rows = "".join(f"{name},{name},1,11,{half}\n" for name in names)
+        (tmp_path / f"{half}.csv").write_text("\ufefflabel,youtube_id,time_start,time_end,split\n" + rows)
+        touch(tmp_path, *(f"{half}/{name}_000001_000011.mp4" for name in names))
+    samples, names = data.read_dataset("k400", tmp_path)
+    assert names == ["a", "b", "c"]
+    assert [label for _, label in samples] == [2, 1]
+
+
+def test_lists_may_say_which_data_set_they_are_of(tmp_path):
+    (tmp_path / "labels.csv").write_text("id,name\n0,walk\n")
+    (tmp_path / "val.txt").write_text("val/walk/1.mp4\t0\n")
+    args = flags(data=str(tmp_path / "own"), val_list=tmp_path / "val.txt", labels=tmp_path / "labels.csv")
+    assert data.load_samples(args, train=False)[0] == [(tmp_path / "own/val/walk/1.mp4", 0)]
+    for text, message in (("", "lists no videos"), ("a.avi", "is not as it should be"), ("a.avi x", "invalid literal")):
+        (tmp_path / "val.txt").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            data.load_samples(args, train=False)
+
+
 def test_base_classes_are_the_more_frequent_half_and_novel_the_rest():
     training, names = data.load_samples(flags(), train=True)
     counts = Counter(names[label] for _, label in training)
@@ -399,15 +443,15 @@ def test_looking_at_a_data_set_tells_what_is_there_and_what_is_wrong(ucf101, tmp
     assert out == f"""\
 training:
   4 videos of 2 classes, from 2 (apply eye makeup) to 2 (yo yo)
-  1 are missing, the first is {files[1]}
-  3 of them read, R: 1 unreadable
+  1 missing, the first is {files[1]}
+  3 tried: 1 unreadable; R
   20 to 30 frames, the median 30
   unreadable {files[2]}: Invalid data found when processing input
-test:
+validation:
   2 videos of 2 classes, from 1 (apply eye makeup) to 1 (yo yo)
-  2 of them read, R: 0 unreadable
+  2 tried: 0 unreadable; R
   10 to 10 frames, the median 10
-{sheet} shows some training videos as the model sees them
+{sheet} shows some training videos as the model sees them (224 pixels, 8 of 32 frames, --augment mix, not yet mixed)
 """
     assert Image.open(sheet).size == (210 + 8 * 130, 4 * 130)
 
@@ -416,4 +460,4 @@ test:
 def test_some_videos_are_read_or_all(arguments, read, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["data.py", "--out", str(tmp_path / "toy.png"), *arguments])
     data.main()
-    assert f"\n  {read} of them read, " in capsys.readouterr().out
+    assert f"\n  {read} tried: " in capsys.readouterr().out
