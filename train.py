@@ -14,6 +14,7 @@ alone, and `--resume` ends with the same weights.
     python train.py --resume runs/ucf101                  go on where it was interrupted
 """
 import contextlib
+import importlib.util
 import itertools
 import json
 import math
@@ -98,6 +99,8 @@ def parse_args():
     evaluate.complete(parser, args, PAPER, TINY)
     if args.warmup_epochs >= args.epochs:
         say(f"warning: a warm-up of {args.warmup_epochs:g} epochs is not over before the end of --epochs {args.epochs}")
+    if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        parser.error("--tensorboard: it is not installed (pip install tensorboard)")
     share = args.batch_size // evaluate.world_size(args)
     args.micro_batch = min(args.micro_batch or share, share)
     if share % args.micro_batch:
@@ -161,10 +164,8 @@ class Log:
                     if record["epoch"] <= epoch if "top1" in record else record["step"] <= step:
                         file.write(line.encode())
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ValueError("--tensorboard: pip install tensorboard") from error
+            from torch.utils.tensorboard import SummaryWriter
+
             self.writer = SummaryWriter(folder, purge_step=step + 1)
 
     def write(self, **record):

@@ -107,7 +107,7 @@ def test_learning_rate_rises_from_zero_and_falls_to_a_hundredth():
     (["train.py", "--data", "tests"], 1, "train is missing. The folder should hold train/<class>/*"),
     (["train.py", "--frobnicate"], 2, "unrecognized arguments: --frobnicate"),
     (["train.py", "--weights", "nosuch.pt"], 1, "'nosuch.pt' is neither a file nor a model"),
-    (["train.py", "--batch-size", "5000"], 1, "training videos do not fill a --batch-size of 5000"),
+    (["train.py", "--batch-size", "5000"], 1, "training videos do not fill a batch: choose a --batch-size below 5000"),
     (["evaluate.py", "--zero-shot", "--weights", "x.pt"], 2, "--zero-shot is about plain CLIP"),
     (["evaluate.py", "--weights", "LICENSE"], 1, "LICENSE is damaged or not a file of weights"),
     (["evaluate.py", "--model", "ViT-B/16"], 1, "cannot download ViT-B-16.pt"),
