@@ -217,11 +217,26 @@ class CLIP(nn.Module):
         self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073], device="cpu"), persistent=False)
         self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711], device="cpu"), persistent=False)
         self.template, self.fusion = "{}", "embedding"
+        self.backbone = None  # of prompts that are kept alone: where the other weights are, {"path", "sha256"}
 
     @functools.cached_property
     def tokenizer(self):
         merges = [] if self.vocab_size == TINY_VOCABULARY else read_merges(self.vocab_size)
-        return Tokenizer(merges, len(self.positional_embedding))
+        prompts = 0 if self.text_prompts is None else self.text_prompts.shape[1]  # they need positions too
+        return Tokenizer(merges, len(self.positional_embedding) - prompts)
+
+    def add_prompts(self, vision, text):
+        """Gives the encoders new prompts: each (n_ctx, depth), n_ctx of 0 for none. Normal with std 0.02, but up to
+        four of the text start, in the first layer, as the words "a photo of a" (section 3.2)."""
+        device = self.logit_scale.device
+        words = self.token_embedding(self.tokenizer(["a photo of a"]).to(device))[0, 1:-1].detach()  # [words, width]
+        for name, (n_ctx, depth), width in (("visual_prompts", vision, len(self.visual.proj)),
+                                            ("text_prompts", text, len(self.text_projection))):
+            prompts = torch.randn(depth, n_ctx, width).to(device) * 0.02
+            if name == "text_prompts" and 0 < n_ctx <= 4:
+                prompts[0] = words[:n_ctx]
+            setattr(self, name, nn.Parameter(prompts) if n_ctx else None)
+        del self.tokenizer  # it is made again for the positions that are left
 
     def normalize(self, pixels):
         """Pixels of any dtype in 0..255, [..., 3, S, S], to float with the mean and std that the weights know."""
@@ -458,19 +473,46 @@ def from_vifi_clip(state, base):
     return ours
 
 
+def locate(weights):
+    """The path of a name in MODELS, which is downloaded if need be, or of a file."""
+    if weights in MODELS:
+        return fetch(MODELS[weights])
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"{str(weights)!r} is neither a file nor a model; the models are {', '.join(MODELS)}")
+    return Path(weights)
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_backbone(path, backbone):
+    """What is in the file of weights that the prompts in `path` were learned for."""
+    beside = path.parent / Path(backbone["path"]).name
+    weights = str(beside) if beside.is_file() and sha256(beside) == backbone["sha256"] else backbone["path"]
+    try:
+        if sha256(locate(weights)) == backbone["sha256"]:
+            return read(weights)
+    except FileNotFoundError:
+        pass
+    raise ValueError(f"{path} holds prompts alone; the weights that they belong to, {backbone['path']} with the "
+                     f"SHA-256 {backbone['sha256']}, are neither there nor beside it")
+
+
 def read(weights, base=None):
     """What is in a file of weights: a dict with the state dict, in OpenAI's names, as "model", and of a checkpoint also
-    "mean", "std", "template", "fusion", "classes" and "args". The arguments and errors are those of `load`."""
-    path = Path(weights)
-    if weights in MODELS:
-        path = fetch(MODELS[weights])
-    elif not path.is_file():
-        raise FileNotFoundError(f"{str(weights)!r} is neither a file nor a model; the models are {', '.join(MODELS)}")
+    "mean", "std", "template", "fusion", "classes", "args" and, of prompts that were kept alone, "backbone". The
+    arguments and errors are those of `load`."""
+    path = locate(weights)
     content = unpack(path)
     state = next((content[key] for key in ("model", "state_dict") if key in content), content)
     if not (isinstance(state, dict) and all(map(torch.is_tensor, state.values()))):
         raise ValueError(f"{path} holds no state dict ({SUPPORTED})")
-    told = {key: content[key] for key in ("mean", "std", "template", "fusion", "classes", "args") if key in content}
+    told = {key: content[key] for key in ("mean", "std", "template", "fusion", "classes", "args", "backbone")
+            if key in content}
+    if "backbone" in told:
+        state = read_backbone(path, told["backbone"])["model"] | state
     # "module." is of DataParallel, "text." of some of OpenCLIP's models.
     state = {name.removeprefix("module.").removeprefix("text."): value for name, value in state.items()
              if name not in NO_PARAMETERS}
@@ -540,7 +582,7 @@ def load(weights, device="cpu", base=None, image_size=None):
     except (KeyError, RuntimeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[-1].strip()
         raise ValueError(f"{weights} does not hold a CLIP: {reason} ({SUPPORTED})") from error
-    for name in ("mean", "std", "template", "fusion"):
+    for name in ("mean", "std", "template", "fusion", "backbone"):
         if name in content:
             setattr(model, name, content[name])
     _ = model.tokenizer  # so that a missing vocabulary is told now

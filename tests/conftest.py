@@ -14,6 +14,10 @@ import torch
 
 PROJECT = Path(__file__).parent.parent
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests run at once as there are cores: one thread for each
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):

@@ -12,6 +12,7 @@ from PIL import Image
 
 import clip
 import data
+import evaluate
 import train
 
 
@@ -64,7 +65,8 @@ def test_a_run_leaves_its_checkpoints_log_arguments_and_curves(run):
 def test_a_run_is_never_overwritten(run, home):
     process = script("train.py", "--out", run[0], home=home, check=False)
     assert process.returncode == 2
-    assert process.stderr == f"train.py: error: --out {run[0]} holds a run already (see --help)\n"
+    message = f"--out {run[0]} holds a run already; go on with it by --resume"
+    assert process.stderr == f"train.py: error: {message} (see --help)\n"
 
 
 def test_word_embeddings_are_not_trained_and_the_rest_is(run):
@@ -98,6 +100,10 @@ def test_learning_rate_rises_from_zero_and_falls_to_a_hundredth():
     (["train.py", "--template", "a photo"], 2, "--template: 'a photo' has no {} for the class name"),
     (["evaluate.py", "--views", "4x2"], 2, "--views: '4x2' is not a number of clips x 1 or 3 crops"),
     (["data.py", "--val-list", "LICENSE"], 2, "--train-list (for training), --val-list and --labels go together"),
+    (["data.py", "--out", "no/where.png"], 2, "--out no/where.png is no PNG in a folder that is there"),
+    (["train.py", "--augment", "mix", "--batch-size", "5"], 2, "--augment mix takes clips in pairs, but 5 are"),
+    (["train.py", "--micro-batch", "5"], 2, "--micro-batch 5 does not divide the 32 videos of a batch on each GPU"),
+    (["train.py", "--resume", "nowhere"], 2, "--resume: there is no run in nowhere"),
     (["train.py", "--label-smoothing", "2"], 2, "--label-smoothing: 2 is not a number from 0 to 1"),
     (["train.py", "--root", "LICENSE"], 1, "Not a directory: "),
     (["train.py", "--out", "LICENSE/run"], 1, "--out LICENSE/run: Not a directory"),
@@ -113,13 +119,28 @@ def test_learning_rate_rises_from_zero_and_falls_to_a_hundredth():
     (["evaluate.py", "--model", "ViT-B/16"], 1, "cannot download ViT-B-16.pt"),
     (["evaluate.py", "--split", "4"], 2, "--split: invalid choice"),
 ])
-def test_a_wrong_call_is_told_in_one_line(arguments, status, message, home):
-    process = script(*arguments, home=home, check=False, https_proxy="http://127.0.0.1:9")  # as good as no network
-    errors = [line for line in process.stderr.splitlines() if line.strip()]
-    assert process.returncode == status
-    assert message in errors[-1]
-    assert errors[-1].startswith(f"{arguments[0]}: error: ")
-    assert len(errors) == 1
+def test_a_wrong_call_is_told_in_one_line(arguments, status, message, monkeypatch, capsys):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # as good as no network
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setattr("sys.argv", arguments)
+    main = {"data.py": data.main, "evaluate.py": evaluate.main, "train.py": train.main}[arguments[0]]
+    with pytest.raises(SystemExit) as end:
+        data.run(main)
+    error = capsys.readouterr().err
+    if isinstance(end.value.code, str):  # Python prints it and exits with 1
+        error, end.value.code = error + end.value.code, 1
+    lines = [line for line in error.splitlines() if line.strip()]
+    assert end.value.code == status
+    assert message in lines[-1]
+    assert lines[-1].startswith(f"{arguments[0]}: error: ")
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["train.py", "--lr", "x"], 2), (["data.py", "tests"], 1)])
+def test_errors_go_to_stderr_with_their_status(arguments, status, home):
+    process = script(*arguments, home=home, check=False)
+    assert (process.returncode, process.stdout) == (status, "")
+    assert len(process.stderr.splitlines()) == 1
 
 
 def test_ucf101_without_data_and_without_gpu(home, tmp_path):
@@ -180,5 +201,5 @@ def test_a_loss_that_is_not_finite_stops_the_run(home, tmp_path):
     arguments = ("train.py", "--lr", "1e30", "--warmup-epochs", "0", "--out", tmp_path / "run")
     process = script(*arguments, home=home, check=False)
     assert process.returncode == 1
-    assert "the loss is nan at step" in process.stderr
+    assert "the loss is nan and its gradient nan at step 2" in process.stderr
     assert "Traceback" not in process.stderr

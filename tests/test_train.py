@@ -196,16 +196,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one(home, tmp_path):
     (["--frames", "4"], "--frames is 8 in {folder} and cannot become 4"),
     (["--seed", "7"], "--seed is 1024 in {folder} and cannot become 7"),
 ])
-def test_resuming_refuses_what_would_change_the_result(run, arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["train.py", "--resume", str(run[0]), *arguments])
+def test_resuming_refuses_what_would_change_the_result(arguments, message, tmp_path, capsys, monkeypatch):
+    def parse(*argv):
+        monkeypatch.setattr("sys.argv", ["train.py", *map(str, argv)])
+        return train.parse_args()
+
+    folder = tmp_path / "run"
+    train.make_folder(parse("--out", folder))
     with pytest.raises(SystemExit) as error:
-        train.parse_args()
+        parse("--resume", folder, *arguments)
     assert error.value.code == 2
-    assert message.format(folder=run[0]) in capsys.readouterr().err
-    machine = ["--workers", "0", "--micro-batch", "4"]
-    monkeypatch.setattr("sys.argv", ["train.py", "--resume", "--out", str(run[0]), *machine])
-    args = train.parse_args()
-    assert (args.workers, args.micro_batch, args.lr, args.out) == (0, 4, 0.0008, run[0])
+    assert message.format(folder=folder) in capsys.readouterr().err
+    args = parse("--resume", "--out", folder, "--workers", "0", "--micro-batch", "4")
+    assert (args.workers, args.micro_batch, args.lr, args.out) == (0, 4, 0.0008, folder)
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
@@ -245,7 +248,8 @@ def test_two_nodes_are_two_torchruns(home, tmp_path):
     outputs = [agent.communicate(timeout=300)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0]
     assert ["fine-tuned" in output for output in outputs] == [True, False]
-    script("train.py", *SHORT, "--epochs", "1", "--out", tmp_path / "one", home=home)
+    script("train.py", *SHORT, "--epochs", "1", "--tensorboard", "--out", tmp_path / "one", home=home)
+    assert list((tmp_path / "one").glob("events.out.tfevents.*"))
     losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
                if "loss" in line] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
