@@ -23,6 +23,7 @@ import re
 import signal
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
 from multiprocessing.pool import ThreadPool
@@ -614,8 +615,14 @@ def make_loader(dataset, batches, workers):
 
 
 def start_worker(_):
-    """What asks a run to end is for its main process alone, which needs the workers until it has saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """A SIGTERM for all processes is for the main one alone, which needs its workers until it has saved."""
+    def end_if_told_by_parent():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=end_if_told_by_parent, daemon=True).start()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,13 +2,15 @@
 import cmath
 import colorsys
 import re
+import subprocess
+import sys
 import types
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from conftest import numbered_frames, write_video
+from conftest import PROJECT, numbered_frames, write_video
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation, resize
@@ -390,6 +392,20 @@ def test_batches_are_the_same_for_any_number_of_workers_and_processes(ucf101):
     for other, other_batches in others:
         assert batches == other_batches
         assert all(torch.equal(clips[i][0], other[i][0]) and clips[i][1] == other[i][1] for i in clips)
+
+
+def test_a_process_that_fails_ends_with_its_workers():
+    code = """
+import data
+samples, _ = data.read_dataset("toy", train=True)
+dataset = data.VideoDataset(samples, 1, 16, train=True)
+batches = iter(data.make_loader(dataset, data.Batches(len(dataset), 2, 1), 2))
+next(batches)
+raise TypeError("on purpose")
+"""
+    process = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1] == "TypeError: on purpose"
 
 
 def test_training_order_changes_with_the_epoch_and_the_seed():

@@ -154,12 +154,14 @@ def until(condition):
 
 
 def interrupt(arguments, folder, lines, sign, home):
-    """Runs train.py and sends it a signal when its log has so many lines. Returns the exit status and the output."""
+    """Runs train.py and sends a signal to it and its workers when its log has so many lines. Returns the exit status
+    and the output."""
     process = subprocess.Popen([sys.executable, PROJECT / "train.py", *map(str, arguments)], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "HOME": str(home)})
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "HOME": str(home)},
+                               start_new_session=True)
     log = folder / "log.jsonl"
     until(lambda: process.poll() is not None or log.exists() and len(log.read_text().splitlines()) >= lines)
-    process.send_signal(sign)
+    os.killpg(process.pid, sign)
     output = process.communicate(timeout=60)[0]
     return process.returncode, output
 
@@ -168,7 +170,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(home, tmp_path):
     """To the bit, after SIGTERM in one epoch and SIGKILL in the next, with other numbers of workers."""
     alone, folder = tmp_path / "alone", tmp_path / "killed"
     script("train.py", *SHORT, "--out", alone, home=home)
-    status, output = interrupt([*SHORT, "--out", folder, "--workers", "0"], folder, 6, signal.SIGTERM, home)
+    status, output = interrupt([*SHORT, "--out", folder, "--workers", "2"], folder, 6, signal.SIGTERM, home)
     assert status == 0
     assert f"to go on: python train.py --resume {folder}" in output
     resume = ["--resume", folder, "--workers", "3", "--save-minutes", "0"]
@@ -199,7 +201,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(home, tmp_path):
 def test_resuming_refuses_what_would_change_the_result(arguments, message, tmp_path, capsys, monkeypatch):
     def parse(*argv):
         monkeypatch.setattr("sys.argv", ["train.py", *map(str, argv)])
-        return train.parse_args()
+        return train.parse_args(train.make_parser("", train.PAPER, train.TINY), train.PAPER, train.TINY)
 
     folder = tmp_path / "run"
     train.make_folder(parse("--out", folder))
