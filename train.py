@@ -53,24 +53,23 @@ MACHINE = {"root", "workers", "gpus", "micro_batch", "compile", "checkpoint_acti
 # Command line and the folder of a run
 
 
-def make_parser():
-    parser = data.Parser(__doc__)
-    evaluate.add_arguments(parser, batch_size="256, for tiny 32", training=True)
+def make_parser(doc, defaults, tiny_defaults):
+    """The flags that training of any kind has; what the help says of their defaults is from the two tables."""
+    def default(name):
+        return f"(default: {defaults[name]:g}, for tiny {tiny_defaults[name]:g})"
+
+    parser = data.Parser(doc)
+    evaluate.add_arguments(parser, batch_size=f"{defaults['batch_size']}, for tiny {tiny_defaults['batch_size']}",
+                           training=True)
     group = parser.add_argument_group("recipe")
-    group.add_argument("--epochs", type=data.at_least(1), help="passes through the data (default: 10)")
+    group.add_argument("--epochs", type=data.at_least(1), help=f"passes through the data {default('epochs')}")
     group.add_argument("--warmup-epochs", type=data.at_least(0, float),
-                       help="epochs in which the learning rate rises from 0 (default: 5, for tiny 1)")
-    group.add_argument("--lr", type=data.at_least(0, float),
-                       help="highest learning rate (default: 8e-6, for tiny 8e-4)")
+                       help=f"epochs in which the learning rate rises from 0 {default('warmup_epochs')}")
+    group.add_argument("--lr", type=data.at_least(0, float), help=f"highest learning rate {default('lr')}")
     group.add_argument("--weight-decay", type=data.at_least(0, float), default=1e-3,
                        help="weight decay of AdamW (default: %(default)s)")
     group.add_argument("--label-smoothing", type=data.at_least(0, float, 1), default=0.1,
                        help="share of the target spread over all classes (default: %(default)s)")
-    group.add_argument("--tune", choices=("both", "image", "text"), default="both",
-                       help="the encoders to train (default: %(default)s)")
-    group.add_argument("--fusion", choices=("embedding", "decision", "image"), default="embedding",
-                       help="what is averaged over time: the frames' embeddings, their logits, or, when testing, their "
-                            "probabilities (default: %(default)s)")
     group.add_argument("--template", type=evaluate.template, default="a photo of a {}.",
                        help='sentence around a class name (default: "%(default)s")')
     group = parser.add_argument_group("time and memory")
@@ -89,14 +88,14 @@ def make_parser():
     return parser
 
 
-def parse_args():
-    parser = make_parser()
+def parse_args(parser, defaults, tiny_defaults):
+    """The arguments of a run, new or resumed, complete and consistent; ends wrong calls with exit status 2."""
     args = parser.parse_args()
     if args.resume:
         args = arguments_of_run(parser, args.out if args.resume == Path() else args.resume)
     elif args.out and (args.out / "args.json").exists():
         parser.error(f"--out {args.out} holds a run already; go on with it by --resume")
-    evaluate.complete(parser, args, PAPER, TINY)
+    evaluate.complete(parser, args, defaults, tiny_defaults)
     if args.warmup_epochs >= args.epochs:
         say(f"warning: a warm-up of {args.warmup_epochs:g} epochs is not over before the end of --epochs {args.epochs}")
     if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
@@ -230,11 +229,15 @@ def memory(device):
 
 
 def choose_parameters(model, tune):
-    """Freezes what is not trained: the word embeddings, and with `tune` "image" or "text" the other encoder."""
+    """Freezes what is not trained: the word embeddings, with `tune` "image" or "text" the other encoder, and with
+    "prompts" all but these."""
     for name, parameter in model.named_parameters():
         encoder = "image" if name.startswith("visual.") else "text"
-        trained = tune in ("both", encoder) and name != "token_embedding.weight"
-        parameter.requires_grad_(trained or name == "logit_scale")
+        if tune == "prompts":
+            parameter.requires_grad_(name in ("visual_prompts", "text_prompts"))
+        else:
+            trained = tune in ("both", encoder) and name != "token_embedding.weight"
+            parameter.requires_grad_(trained or name == "logit_scale")
 
 
 def compute_gradient(args, network, tokens, micro_batches, scaler, epoch, step):
@@ -288,8 +291,13 @@ def total(values, device):
 
 
 def checkpoint(model, args, classes, **more):
-    """All that it takes to use the model: the weights, how they are fed, the class names, the arguments."""
-    return {"model": model.state_dict(), "mean": model.mean, "std": model.std, "template": model.template,
+    """All that it takes to use the model: the weights, how they are fed, the class names, the arguments. Of a model
+    with a `backbone` only the prompts, and where to find the rest."""
+    state = model.state_dict()
+    if model.backbone:
+        state = {name: value for name, value in state.items() if name in ("visual_prompts", "text_prompts")}
+        more["backbone"] = model.backbone
+    return {"model": state, "mean": model.mean, "std": model.std, "template": model.template,
             "fusion": model.fusion, "classes": classes, "args": evaluate.plain(args), **more}
 
 
@@ -298,11 +306,11 @@ def save(path, content):
         torch.save(content, file)
 
 
-def fit(args, model, train_samples, val_samples, classes, device, state=None):
+def fit(args, model, train_samples, val_samples, classes, device, last=None):
     """Trains the parameters of `model` that require a gradient, with validation before the first and after every epoch.
 
-    Leaves args.json, log.jsonl, curves.png, last.pt and best.pt in the folder `args.out`; `state`, the content of
-    last.pt, is where an interrupted run goes on. Returns what is known at the end: a dict with the results of
+    Leaves args.json, log.jsonl, curves.png, last.pt and best.pt in the folder `args.out`; `last`, the path of last.pt,
+    is where an interrupted run goes on. Returns what is known at the end: a dict with the results of
     `evaluate.evaluate` "before" training and of the "best" epoch, the "unreadable" videos and the "seconds" it took.
     SIGTERM saves and exits with status 0.
     """
@@ -325,7 +333,8 @@ def fit(args, model, train_samples, val_samples, classes, device, state=None):
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     progress = dict(step=0, epoch=0, before=None, best=None, failures=0, unreadable=[], seconds=0.0,
                     training_seconds=0.0)
-    if state:
+    if last:
+        state = torch.load(last, map_location=device, weights_only=True)
         progress.update({name: state[name] for name in progress})
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
@@ -340,11 +349,10 @@ def fit(args, model, train_samples, val_samples, classes, device, state=None):
     if rank == 0:
         if not args.resume:
             make_folder(args)
-        log = Log(args.out, progress["step"], progress["epoch"] if state else -1, args.tensorboard)
-    millions = sum(p.numel() for p in parameters) / 1e6
+        log = Log(args.out, progress["step"], progress["epoch"] if last else -1, args.tensorboard)
     machine = torch.cuda.get_device_name() if args.gpus else "CPU"
     say(f"""\
-model      {args.weights or args.model}, {millions:.1f} M parameters to train, encoders: {args.tune}
+model      {args.weights or args.model}, {sum(p.numel() for p in parameters):,} parameters to train ({args.tune})
 data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(classes)}
 videos     {len(train_samples)} for training, {len(val_samples)} for validation
 input      {args.frames} frames of {model.image_size} x {model.image_size}, prompt {args.template!r}
@@ -449,16 +457,13 @@ results    {args.out}""")
     return progress
 
 
-def main():
-    args = parse_args()
-    device = evaluate.start(args)
-    train_samples, classes = data.load_samples(args, train=True)
-    val_samples, _ = data.load_samples(args, train=False)
-    last = args.out / "last.pt" if args.resume and (args.out / "last.pt").exists() else None
-    model = clip.load(last or args.weights or args.model, device, image_size=args.resolution)
-    choose_parameters(model, args.tune)
-    state = torch.load(last, map_location=device, weights_only=True) if last else None
-    progress = fit(args, model, train_samples, val_samples, classes, device, state)
+def last_checkpoint(args):
+    """The path of what an interrupted run has saved; None for a new run, or one that had saved nothing."""
+    return args.out / "last.pt" if args.resume and (args.out / "last.pt").exists() else None
+
+
+def report(args, progress, device):
+    """Prints what came out of `fit`."""
     before, best = progress["before"], progress["best"]
     for error in sorted({*progress["unreadable"], *best["unreadable"]}):
         say(f"unreadable {error}")
@@ -470,6 +475,24 @@ before       {before["top1"]:6.1f}   {before["top5"]:6.1f}   %
 fine-tuned   {best["top1"]:6.1f}   {best["top5"]:6.1f}   %
 {minutes} min {seconds} s, {speed:.0f} videos/s in training, {memory(device):.1f} GiB of memory at most
 the best model is {args.out / "best.pt"}""")
+
+
+def main():
+    parser = make_parser(__doc__, PAPER, TINY)
+    group = parser.add_argument_group("what is trained")
+    group.add_argument("--tune", choices=("both", "image", "text"), default="both",
+                       help="the encoders to train (default: %(default)s)")
+    group.add_argument("--fusion", choices=("embedding", "decision", "image"), default="embedding",
+                       help="what is averaged over time: the frames' embeddings, their logits, or, when testing, their "
+                            "probabilities (default: %(default)s)")
+    args = parse_args(parser, PAPER, TINY)
+    device = evaluate.start(args)
+    train_samples, classes = data.load_samples(args, train=True)
+    val_samples, _ = data.load_samples(args, train=False)
+    last = last_checkpoint(args)
+    model = clip.load(last or args.weights or args.model, device, image_size=args.resolution)
+    choose_parameters(model, args.tune)
+    report(args, fit(args, model, train_samples, val_samples, classes, device, last), device)
     evaluate.finish()
 
 

@@ -19,7 +19,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import resize
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import clip  # noqa: E402
 import data  # noqa: E402
+import train  # noqa: E402
 
 T, S = 32, 224
 
@@ -67,6 +69,32 @@ def reading(path):
     compare("  training clip | decord, ColorJitter and crop by pillow", lambda: training[0, 0], decord_and_pillow, 5)
 
 
+def prompting():
+    """A step of full fine-tuning beside one of prompt learning: ViT-B/32, 2 clips of 8 frames, 101 classes."""
+    sizes = dict(embed_dim=512, image_size=224, patch_size=32, vision_width=768, vision_layers=12, context_length=77,
+                 vocab_size=clip.TINY_VOCABULARY, text_width=512, text_layers=12)
+    video, label = torch.randint(256, (2, 8, 3, 224, 224), dtype=torch.uint8), torch.tensor([3, 7])
+    steps = {}
+    for tune in ("prompts", "both"):
+        model = clip.CLIP(**sizes)
+        model.add_prompts((10, 12), (10, 12)) if tune == "prompts" else None
+        train.choose_parameters(model, tune)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer, tokens = torch.optim.AdamW(trained, fused=True), torch.randint(512, (101, 10))
+
+        def step(model=model, optimizer=optimizer, tokens=tokens):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(video, tokens), label).backward()
+            optimizer.step()
+
+        step()
+        steps[tune] = step
+        size = sum(p.numel() for p in trained) * 3 * 4 / 2 ** 20  # the gradient and the optimizer's two moments
+        print(f"{'gradients and optimizer state, ' + tune:58} {size:8.1f} MiB")
+    print(f"{'training step, ViT-B/32, 2 clips of 8 frames, one core':58} {'prompts':>11} {'both':>11}")
+    compare("  prompt learning | full fine-tuning", steps["prompts"], steps["both"], 5)
+
+
 def resident():
     """Memory of this process, MiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2 ** 20
@@ -91,6 +119,7 @@ def main():
         path = args.video or make_video(Path(folder) / "video.avi")
         reading(path)
         memory(Path(folder) / "small.mkv")
+    prompting()
 
 
 if __name__ == "__main__":

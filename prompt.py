@@ -1,0 +1,140 @@
+"""Bridge and prompt (section 3.2): where there is little data, the model stays as it is and prompts are learned.
+
+The bridge is CLIP fine-tuned on many videos (train.py). It is frozen, and both encoders get learned tokens beside those
+of their input: n_ctx in front of the class name, n_ctx behind the patches of a frame, anew in each of the first `depth`
+layers (`prompts` in clip.py). With P_v and P_t the only parameters, the loss is that of train.py:
+
+    logits = exp(logit_scale) * cos(mean over time of encode_image(frames, P_v), encode_text("{class}.", P_t))
+
+A few videos are enough for so few parameters, and as these belong to no class, classes without videos profit too.
+
+    python prompt.py                                      the toy: bridge, prompts, and what they are compared with
+    python prompt.py --data hmdb51 --shots 4 --weights runs/k400/best.pt
+    python prompt.py --data hmdb51 --classes base --weights runs/k400/best.pt
+"""
+import copy
+from pathlib import Path
+
+import torch
+
+import clip
+import data
+import evaluate
+import train
+from data import say
+
+# The paper's rows for few shots and for base to novel, and what suits the tiny model.
+FEW_SHOT = dict(frames=32, batch_size=64, epochs=50, warmup_epochs=5.0, lr=8e-3, augment="mix", ctx=10, depth=12)
+BASE_TO_NOVEL = FEW_SHOT | dict(epochs=11, lr=4e-2, ctx=16, depth=9, shots=16)
+TINY = dict(frames=8, batch_size=16, epochs=20, warmup_epochs=2.0, lr=8e-3, augment="crop", ctx=8, depth=3)
+TOY_SHOTS = 4
+
+
+def parse_args():
+    parser = train.make_parser(__doc__, FEW_SHOT, TINY)
+    parser.set_defaults(tune="prompts", template=None)
+    group = parser.add_argument_group("prompts")
+    group.add_argument("--ctx", type=data.at_least(0),
+                       help="prompt tokens of each encoder (default: 10, with --classes base 16, for tiny 8)")
+    group.add_argument("--depth", type=data.at_least(1),
+                       help="layers with prompts of their own (default: 12, with --classes base 9, for tiny 3)")
+    for encoder in ("vision", "text"):
+        group.add_argument(f"--ctx-{encoder}", type=data.at_least(0), help=f"those of the {encoder} encoder; 0: none")
+        group.add_argument(f"--depth-{encoder}", type=data.at_least(1), help=f"those of the {encoder} encoder")
+    group.add_argument("--merge", action="store_true", help="save the frozen weights too, not the prompts alone")
+    base = parser.parse_args().classes == "base"
+    args = train.parse_args(parser, BASE_TO_NOVEL if base else FEW_SHOT, TINY)
+    for encoder in ("vision", "text"):
+        for name in ("ctx", "depth"):
+            if getattr(args, f"{name}_{encoder}") is None:
+                setattr(args, f"{name}_{encoder}", getattr(args, name))
+    if not args.ctx_vision + args.ctx_text:
+        parser.error("--ctx 0: no prompts are left to be learned")
+    args.template = args.template or ("{}." if args.ctx_text else "a photo of a {}.")
+    return args
+
+
+def load(args, weights, device):
+    """The frozen CLIP of `weights` with new prompts, or that of an interrupted run."""
+    last = train.last_checkpoint(args)
+    model = clip.load(last or weights, device, image_size=args.resolution)
+    if not last:
+        for encoder, transformer in (("vision", model.visual.transformer), ("text", model.transformer)):
+            depth, layers = getattr(args, f"depth_{encoder}"), len(transformer.resblocks)
+            if depth > layers:
+                raise ValueError(f"--depth {depth}: the {encoder} encoder of {weights} has {layers} layers")
+        torch.manual_seed(args.seed)
+        model.add_prompts((args.ctx_vision, args.depth_vision), (args.ctx_text, args.depth_text))
+        if not args.merge:
+            path = clip.locate(weights)
+            model.backbone = {"path": weights if weights in clip.MODELS else str(path.absolute()),
+                              "sha256": clip.sha256(path)}
+    args.fusion = model.fusion
+    train.choose_parameters(model, "prompts")
+    return model
+
+
+def story(args, device):
+    """The toy: a bridge from the base classes, then a few videos of each novel class, told in five ways."""
+    args.out = args.out or Path("runs") / "prompts"
+    args.shots = args.shots or TOY_SHOTS
+
+    def part(name, **changed):
+        """The arguments of one of the runs, in a folder of its own."""
+        new = copy.copy(args)
+        vars(new).update(out=args.out / name, resume=None, **changed)
+        return new
+
+    def samples(part):
+        return data.load_samples(part, train=True), data.load_samples(part, train=False)[0]
+
+    def run(name, load_model, **changed):
+        new = part(name, **changed)
+        say(f"\n-- {name}\n")
+        (videos, classes), validation = samples(new)
+        return train.fit(new, load_model(new), videos, validation, classes, device)["best"]["top1"]
+
+    def full(new):
+        model = clip.load(new.model, device)
+        train.choose_parameters(model, "both")
+        return model
+
+    def accuracy(weights):
+        model, new = clip.load(weights, device), part("", classes="novel")
+        (_, classes), validation = samples(new)
+        tokens = evaluate.class_tokens(model, classes, model.template)
+        return evaluate.evaluate(model, evaluate.make_loader(new, model, validation), tokens)["top1"]
+
+    recipe = train.TINY | dict(tune="both", fusion="embedding", template="a photo of a {}.")
+    few = dict(classes="novel")
+    bridge = str(args.out / "bridge" / "best.pt")
+    run("bridge", full, **recipe, classes="base", shots=None)
+    rows = {
+        "tiny CLIP as it is": accuracy(args.model),
+        "bridge, as it is": accuracy(bridge),
+        "prompts without the bridge": run("prompts-alone", lambda new: load(new, new.model, device), **few),
+        "full fine-tuning without the bridge": run("full", full, **few, **recipe | dict(
+            batch_size=args.batch_size, micro_batch=args.batch_size, epochs=args.epochs)),
+        "bridge and prompt": run("bridge-and-prompt", lambda new: load(new, bridge, device), **few, weights=bridge),
+    }
+    say(f"\ntop-1, %, of the 12 classes that the bridge was not made of; {args.shots} videos of each to learn from\n")
+    for name, top1 in rows.items():
+        say(f"{name:36} {top1:6.1f}")
+
+
+def main():
+    args = parse_args()
+    device = evaluate.start(args)
+    if args.data == "toy" and not args.weights and not args.resume:
+        story(args, device)
+    else:
+        train_samples, classes = data.load_samples(args, train=True)
+        val_samples, _ = data.load_samples(args, train=False)
+        model = load(args, args.weights or args.model, device)
+        last = train.last_checkpoint(args)
+        train.report(args, train.fit(args, model, train_samples, val_samples, classes, device, last), device)
+    evaluate.finish()
+
+
+if __name__ == "__main__":
+    data.run(main)
