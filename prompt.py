@@ -13,7 +13,6 @@ A few videos are enough for so few parameters, and as these belong to no class, 
     python prompt.py --data hmdb51 --classes base --weights runs/k400/best.pt
 """
 import copy
-from pathlib import Path
 
 import torch
 
@@ -76,7 +75,9 @@ def load(args, weights, device):
 
 def story(args, device):
     """The toy: a bridge from the base classes, then a few videos of each novel class, told in five ways."""
-    args.out = args.out or Path("runs") / "prompts"
+    args.out = args.out or train.free_folder("prompts")
+    if (args.out / "bridge").exists():
+        raise ValueError(f"--out {args.out} holds a run already")
     args.shots = args.shots or TOY_SHOTS
 
     def part(name, **changed):

@@ -125,13 +125,16 @@ def arguments_of_run(parser, folder):
     return args
 
 
+def free_folder(name):
+    """runs/NAME, or the first of runs/NAME-2, -3, ... that is not there yet."""
+    taken = {path.name for path in Path("runs").glob("*")}
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return Path("runs") / next(name for name in names if name not in taken)
+
+
 def make_folder(args):
-    """Makes the folder of the run: --out, or runs/NAME, or the first of runs/NAME-2, -3, ... that is not there yet."""
-    if args.out is None:
-        taken = {path.name for path in Path("runs").glob("*")}
-        run = Path(args.data or args.train_list.stem).name
-        names = itertools.chain([run], (f"{run}-{number}" for number in itertools.count(2)))
-        args.out = Path("runs") / next(name for name in names if name not in taken)
+    """Makes the folder of the run, --out or a free one, and leaves the arguments in it."""
+    args.out = args.out or free_folder(Path(args.data or args.train_list.stem).name)
     evaluate.make_folder(args.out)
     with replacing(args.out / "args.json") as file:
         file.write(json.dumps(evaluate.plain(args), indent=1).encode() + b"\n")
