@@ -113,8 +113,11 @@ def parse_args(parser, defaults, tiny_defaults):
 def arguments_of_run(parser, folder):
     """The arguments of the run in `folder` with what the call says of the machine. Refuses anything else."""
     if folder is None or not (folder / "args.json").is_file():
-        parser.error(f"--resume: there is no run in {folder or 'FOLDER: which is it?'}")
-    saved = json.loads((folder / "args.json").read_text())
+        parser.error(f"--resume: there is no run in {folder}" if folder else "--resume needs a folder, or --out")
+    try:
+        saved = dict(json.loads((folder / "args.json").read_text()))
+    except (ValueError, TypeError):
+        parser.error(f"--resume: {folder / 'args.json'} is damaged")
     parser.set_defaults(**saved)
     args = parser.parse_args()
     given = evaluate.plain(args)
@@ -145,11 +148,14 @@ def replacing(path):
     """A file to write that takes the place of `path` when all of it is on the disk: a kill or a full disk leaves the
     old one whole."""
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class Log:
@@ -161,7 +167,7 @@ class Log:
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         with replacing(self.path) as file:
             for line in lines:
-                with contextlib.suppress(ValueError):  # the last line may have been cut
+                with contextlib.suppress(ValueError, LookupError, TypeError):  # the last line may have been cut
                     record = json.loads(line)
                     if record["epoch"] <= epoch if "top1" in record else record["step"] <= step:
                         file.write(line.encode())
@@ -306,7 +312,10 @@ def checkpoint(model, args, classes, **more):
 
 def save(path, content):
     with replacing(path) as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # it hides what the disk said
+            raise (error.__context__ or error) from None
 
 
 def fit(args, model, train_samples, val_samples, classes, device, last=None):
@@ -338,6 +347,10 @@ def fit(args, model, train_samples, val_samples, classes, device, last=None):
                     training_seconds=0.0)
     if last:
         state = torch.load(last, map_location=device, weights_only=True)
+        then, now = (state.get("videos"), state["classes"]), (len(train_samples), classes)
+        if then != now:
+            raise ValueError(f"{last} is of a run on {then[0]} videos of {len(then[1])} classes, not these {now[0]} of "
+                             f"{len(now[1])}")
         progress.update({name: state[name] for name in progress})
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
@@ -372,7 +385,7 @@ results    {args.out}""")
         if rank == 0:
             progress["seconds"] = earlier + time.perf_counter() - begin
             save(args.out / "last.pt", checkpoint(model, args, classes, optimizer=optimizer.state_dict(),
-                                                  scaler=scaler.state_dict(), **progress))
+                                                  scaler=scaler.state_dict(), videos=len(train_samples), **progress))
 
     def stop():
         say(f"stopped after step {progress['step']}; to go on: python {Path(sys.argv[0]).name} --resume {args.out}")

@@ -1,4 +1,6 @@
 """The gradient, however a batch is cut, and runs that are killed and resumed."""
+import contextlib
+import errno
 import json
 import os
 import signal
@@ -180,6 +182,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(home, tmp_path):
         log.write('{"step": 9')  # a line that was being written
     output = script("train.py", "--resume", folder, "--workers", "1", home=home).stdout
     assert "goes on after step " in output
+    (folder / "args.json").write_text((folder / "args.json").read_text().replace('"shots": 8', '"shots": 9'))
+    process = script("train.py", "--resume", folder, home=home, check=False)
+    assert process.returncode == 1
+    assert "is of a run on 200 videos of 25 classes, not these 225 of 25" in process.stderr
     one, other = (torch.load(path / "last.pt", weights_only=True) for path in (alone, folder))
     assert one["step"] == other["step"] == 36
     assert all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
@@ -224,6 +230,28 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkey
     with pytest.raises(OSError, match="No space left"):
         train.save(path, {"step": 2})
     assert torch.load(path) == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    @contextlib.contextmanager
+    def full(path, replacing=train.replacing):
+        with replacing(path) as file:
+            yield Full(file)
+
+    monkeypatch.setattr(train, "replacing", full)
+    with pytest.raises(OSError, match="No space left"):
+        train.save(tmp_path / "last.pt", {"weights": torch.zeros(1000)})
 
 
 def test_fp16_skips_steps_until_the_scale_fits(home, tmp_path):
