@@ -12,6 +12,7 @@ Nothing is added: no layer looks across time. The parameters have OpenAI's own n
 Shapes: B videos of T frames, N images, S pixels a side, C texts of L tokens, D the width of the common space.
 """
 import collections
+import contextlib
 import fcntl
 import functools
 import gzip
@@ -189,6 +190,9 @@ class VisionTransformer(nn.Module):
             x = torch.cat([x, prompts[0].expand(len(x), -1, -1)], dim=1)
         x = self.transformer(self.ln_pre(x), prompts, at)
         return self.ln_post(x[:, 0]) @ self.proj
+
+
+PROMPTS = ("visual_prompts", "text_prompts")  # the parameters that OpenAI's models do not have
 
 
 class CLIP(nn.Module):
@@ -488,14 +492,11 @@ def sha256(path):
 
 
 def read_backbone(path, backbone):
-    """What is in the file of weights that the prompts in `path` were learned for."""
-    beside = path.parent / Path(backbone["path"]).name
-    weights = str(beside) if beside.is_file() and sha256(beside) == backbone["sha256"] else backbone["path"]
-    try:
-        if sha256(locate(weights)) == backbone["sha256"]:
-            return read(weights)
-    except FileNotFoundError:
-        pass
+    """What is in the file of weights that the prompts in `path` were learned for: beside it, or where it was."""
+    for weights in (str(path.parent / Path(backbone["path"]).name), backbone["path"]):
+        with contextlib.suppress(FileNotFoundError):
+            if sha256(locate(weights)) == backbone["sha256"]:
+                return read(weights)
     raise ValueError(f"{path} holds prompts alone; the weights that they belong to, {backbone['path']} with the "
                      f"SHA-256 {backbone['sha256']}, are neither there nor beside it")
 
@@ -575,7 +576,7 @@ def load(weights, device="cpu", base=None, image_size=None):
             state["visual.positional_embedding"] = resize_positions(state["visual.positional_embedding"], grid)
         with torch.device("meta"):  # nothing is initialised only to be overwritten
             model = CLIP(**sizes | {"image_size": image_size or sizes["image_size"]})
-            for name in ("visual_prompts", "text_prompts"):
+            for name in PROMPTS:
                 if name in state:
                     setattr(model, name, nn.Parameter(torch.empty_like(state[name])))
         model.load_state_dict(state, assign=True)

@@ -380,10 +380,11 @@ def kinetics(root, split, train):
     """Kinetics-400 and -600 (Kay et al., 2017): train.csv and train/, val.csv and val/, with class folders or without.
     Videos that have vanished since the lists were made are left out and counted."""
     half = "train" if train else "val"
-    rows = read_csv(root / f"{half}.csv")
+    lists = {name: read_csv(root / f"{name}.csv") for name in ("train", "val")
+             if name == half or (root / f"{name}.csv").exists()}
+    rows = lists[half]
     on_disk = {path.stem: path for path in (root / half).rglob("*") if path.suffix in VIDEO_FILES}
-    every = (row for file in ("train.csv", "val.csv") if (root / file).exists() for row in read_csv(root / file))
-    names = sorted({row["label"] for row in every})
+    names = sorted({row["label"] for every in lists.values() for row in every})
     label = {name: i for i, name in enumerate(names)}
     stems = [f"{row['youtube_id']}_{int(row['time_start']):06}_{int(row['time_end']):06}" for row in rows]
     samples = [(on_disk[stem], label[row["label"]]) for stem, row in zip(stems, rows) if stem in on_disk]

@@ -243,7 +243,7 @@ def choose_parameters(model, tune):
     for name, parameter in model.named_parameters():
         encoder = "image" if name.startswith("visual.") else "text"
         if tune == "prompts":
-            parameter.requires_grad_(name in ("visual_prompts", "text_prompts"))
+            parameter.requires_grad_(name in clip.PROMPTS)
         else:
             trained = tune in ("both", encoder) and name != "token_embedding.weight"
             parameter.requires_grad_(trained or name == "logit_scale")
@@ -304,7 +304,7 @@ def checkpoint(model, args, classes, **more):
     with a `backbone` only the prompts, and where to find the rest."""
     state = model.state_dict()
     if model.backbone:
-        state = {name: value for name, value in state.items() if name in ("visual_prompts", "text_prompts")}
+        state = {name: value for name, value in state.items() if name in clip.PROMPTS}
         more["backbone"] = model.backbone
     return {"model": state, "mean": model.mean, "std": model.std, "template": model.template,
             "fusion": model.fusion, "classes": classes, "args": evaluate.plain(args), **more}
