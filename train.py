@@ -299,6 +299,39 @@ def total(values, device):
     return values.tolist()
 
 
+def optimizer_step(args, network, tokens, micro_batches, optimizer, scaler, epoch, step, per_epoch):
+    """One step of AdamW, from 0 on the number `step` of the run; see `compute_gradient`.
+
+    Returns what the log says of it, and what this process could not read. Raises ValueError if the loss or its gradient
+    is not finite, unless the scaler of fp16 can do something about it.
+    """
+    started = time.perf_counter()
+    rate = learning_rate(step, args.epochs * per_epoch, args.warmup_epochs * per_epoch, args.lr)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss, wait, errors = compute_gradient(args, network, tokens, micro_batches, scaler, epoch, step)
+    world = evaluate.rank_and_world()[1]
+    loss, wait = total([loss / world, wait / world], tokens.device)
+
+    scaler.unscale_(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None]).item()
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    if not finite and not (scaler.is_enabled() and scaler.get_scale() >= 1):
+        raise ValueError(f"the loss is {loss:g} and its gradient {norm:g} at step {step + 1}; try a lower --lr "
+                         f"or --amp off. What was saved before is in {args.out}")
+    scaler.step(optimizer)  # not where fp16 overflowed
+    scaler.update()
+    with torch.no_grad():
+        getattr(network, "module", network).logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+    took = time.perf_counter() - started
+    record = dict(step=step + 1, epoch=(step + 1) / per_epoch, loss=loss, lr=rate, gradient_norm=norm,
+                  videos_per_second=args.batch_size / took, data_wait=wait / took)
+    return record if finite else record | {"skipped": True}, errors
+
+
 def checkpoint(model, args, classes, **more):
     """All that it takes to use the model: the weights, how they are fed, the class names, the arguments. Of a model
     with a `backbone` only the prompts, and where to find the rest."""
@@ -413,32 +446,11 @@ results    {args.out}""")
         batches.epoch, batches.skip = epoch, (progress["step"] - epoch * per_epoch) * pieces
         micro_batches = iter(loader)
         while progress["step"] < (epoch + 1) * per_epoch:
-            started, step = time.perf_counter(), progress["step"]
-            rate = learning_rate(step, args.epochs * per_epoch, args.warmup_epochs * per_epoch, args.lr)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
-            loss, wait, errors = compute_gradient(args, network, tokens, micro_batches, scaler, epoch, step)
-            loss, wait, failures, stopping = total([loss / world, wait / world, len(errors), len(signals)], device)
-
-            scaler.unscale_(optimizer)
-            norm = get_total_norm([p.grad for p in parameters if p.grad is not None]).item()
-            finite = math.isfinite(loss) and math.isfinite(norm)
-            if not finite and not (scaler.is_enabled() and scaler.get_scale() >= 1):
-                raise ValueError(f"the loss is {loss:g} and its gradient {norm:g} at step {step + 1}; try a lower --lr "
-                                 f"or --amp off. What was saved before is in {args.out}")
-            scaler.step(optimizer)  # not where fp16 overflowed
-            scaler.update()
-            with torch.no_grad():
-                model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-
+            record, errors = optimizer_step(args, network, tokens, micro_batches, optimizer, scaler, epoch,
+                                            progress["step"], per_epoch)
+            failures, stopping = total([len(errors), len(signals)], device)
             progress["step"] += 1
-            took = time.perf_counter() - started
-            progress["training_seconds"] += took
-            record = dict(step=step + 1, epoch=(step + 1) / per_epoch, loss=loss, lr=rate, gradient_norm=norm,
-                          videos_per_second=args.batch_size / took, data_wait=wait / took)
-            if not finite:
-                record["skipped"] = True
+            progress["training_seconds"] += args.batch_size / record["videos_per_second"]
             if failures:
                 record["unreadable"] = sorted(evaluate.gather(errors))
                 progress["unreadable"] = sorted({*progress["unreadable"], *record["unreadable"]})
@@ -448,8 +460,8 @@ results    {args.out}""")
                                      f"{progress['unreadable'][0]}")
             if rank == 0:
                 log.write(**record)
-            bar.set_postfix_str(f"loss {loss:.3f}, lr {rate:.1e}, {args.batch_size / took:.0f} videos/s, "
-                                f"data wait {wait / took:.0%}")
+            bar.set_postfix_str(f"loss {record['loss']:.3f}, lr {record['lr']:.1e}, "
+                                f"{record['videos_per_second']:.0f} videos/s, data wait {record['data_wait']:.0%}")
             bar.update()
             if stopping or time.perf_counter() - saved > 60 * args.save_minutes:
                 save_last()
