@@ -230,14 +230,15 @@ class CLIP(nn.Module):
         return Tokenizer(merges, len(self.positional_embedding) - prompts)
 
     def add_prompts(self, vision, text):
-        """Gives the encoders new prompts: each (n_ctx, depth), n_ctx of 0 for none. Normal with std 0.02, but up to
-        four of the text start, in the first layer, as the words "a photo of a" (section 3.2)."""
+        """Gives the encoders new prompts: each (n_ctx, depth), n_ctx of 0 for none. Normal with std 0.02, but as few
+        text prompts as "a photo of a" has tokens, four with OpenAI's vocabulary, start in the first layer as its words.
+        """
         device = self.logit_scale.device
         words = self.token_embedding(self.tokenizer(["a photo of a"]).to(device))[0, 1:-1].detach()  # [words, width]
         for name, (n_ctx, depth), width in (("visual_prompts", vision, len(self.visual.proj)),
                                             ("text_prompts", text, len(self.text_projection))):
             prompts = torch.randn(depth, n_ctx, width).to(device) * 0.02
-            if name == "text_prompts" and 0 < n_ctx <= 4:
+            if name == "text_prompts" and 0 < n_ctx <= len(words):
                 prompts[0] = words[:n_ctx]
             setattr(self, name, nn.Parameter(prompts) if n_ctx else None)
         del self.tokenizer  # it is made again for the positions that are left

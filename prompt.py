@@ -22,33 +22,36 @@ import evaluate
 import train
 from data import say
 
-# The paper's rows for few shots and for base to novel, and what suits the tiny model.
-FEW_SHOT = dict(frames=32, batch_size=64, epochs=50, warmup_epochs=5.0, lr=8e-3, augment="mix", ctx=10, depth=12)
-BASE_TO_NOVEL = FEW_SHOT | dict(epochs=11, lr=4e-2, ctx=16, depth=9, shots=16)
-TINY = dict(frames=8, batch_size=16, epochs=20, warmup_epochs=2.0, lr=8e-3, augment="crop", ctx=8, depth=3)
-TOY_SHOTS = 4
+# The paper's rows for few shots and for base to novel.
+FEW_SHOT = dict(frames=32, batch_size=64, epochs=50, warmup_epochs=5.0, lr=8e-3, augment="mix",
+                ctx_vision=10, ctx_text=10, depth_vision=12, depth_text=12)
+BASE_TO_NOVEL = FEW_SHOT | dict(epochs=11, lr=4e-2, shots=16, ctx_vision=16, ctx_text=16, depth_vision=9, depth_text=9)
+# The tiny model sees a frame as 17 tokens, not 197: one prompt has the same share. It reads letters, and nine text
+# prompts are "a photo of a", so that in the first layer they start as what the bridge is used to.
+TINY = dict(frames=8, batch_size=8, epochs=20, warmup_epochs=2.0, lr=8e-3, augment="crop",
+            ctx_vision=1, ctx_text=9, depth_vision=3, depth_text=3)
+TOY_SHOTS = 2
 
 
 def parse_args():
     parser = train.make_parser(__doc__, FEW_SHOT, TINY)
     parser.set_defaults(tune="prompts", template=None)
     group = parser.add_argument_group("prompts")
-    group.add_argument("--ctx", type=data.at_least(0),
-                       help="prompt tokens of each encoder (default: 10, with --classes base 16, for tiny 8)")
-    group.add_argument("--depth", type=data.at_least(1),
-                       help="layers with prompts of their own (default: 12, with --classes base 9, for tiny 3)")
+    group.add_argument("--ctx", type=data.at_least(0), help="prompt tokens of each encoder")
+    group.add_argument("--depth", type=data.at_least(1), help="layers with prompts of their own, in each encoder")
     for encoder in ("vision", "text"):
-        group.add_argument(f"--ctx-{encoder}", type=data.at_least(0), help=f"those of the {encoder} encoder; 0: none")
-        group.add_argument(f"--depth-{encoder}", type=data.at_least(1), help=f"those of the {encoder} encoder")
+        for name, least in (("ctx", 0), ("depth", 1)):
+            row = f"{name}_{encoder}"
+            group.add_argument(f"--{name}-{encoder}", type=data.at_least(least),
+                               help=f"those of the {encoder} encoder (default: {FEW_SHOT[row]}, with --classes base "
+                                    f"{BASE_TO_NOVEL[row]}, for tiny {TINY[row]}){'' if least else '; 0: none'}")
     group.add_argument("--merge", action="store_true", help="save the frozen weights too, not the prompts alone")
-    base = parser.parse_args().classes == "base"
-    args = train.parse_args(parser, BASE_TO_NOVEL if base else FEW_SHOT, TINY)
+    given = parser.parse_args()
     for encoder in ("vision", "text"):
-        for name in ("ctx", "depth"):
-            if getattr(args, f"{name}_{encoder}") is None:
-                setattr(args, f"{name}_{encoder}", getattr(args, name))
+        parser.set_defaults(**{f"ctx_{encoder}": given.ctx, f"depth_{encoder}": given.depth})
+    args = train.parse_args(parser, BASE_TO_NOVEL if given.classes == "base" else FEW_SHOT, TINY)
     if not args.ctx_vision + args.ctx_text:
-        parser.error("--ctx 0: no prompts are left to be learned")
+        parser.error("no prompts are left to be learned: --ctx 0")
     args.template = args.template or ("{}." if args.ctx_text else "a photo of a {}.")
     return args
 

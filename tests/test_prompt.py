@@ -30,7 +30,7 @@ def test_exactly_the_prompts_are_trained(learned):
     assert len(last["optimizer"]["state"]) == 2
     model = clip.load("tiny")
     torch.manual_seed(1024)
-    model.add_prompts((8, 3), (8, 3))
+    model.add_prompts((1, 3), (9, 3))
     assert all((after[name] - getattr(model, name)).abs().min() > 0 for name in ("visual_prompts", "text_prompts"))
     train.choose_parameters(model, "prompts")
     logits = model(torch.zeros(1, 1, 3, 64, 64, dtype=torch.uint8), model.tokenizer(["a", "b"]))
@@ -70,13 +70,21 @@ def test_one_encoder_alone_may_have_prompts(encoder, home, tmp_path):
     assert clip.load(tmp_path / "run" / "best.pt").template == state["template"]
 
 
-def test_up_to_four_text_tokens_start_as_words():
-    model = clip.load("tiny")
-    words = model.token_embedding(model.tokenizer(["a photo of a"]))[0, 1:5]
-    model.add_prompts((0, 1), (4, 2))
+@pytest.mark.parametrize(("vocabulary", "words"), [(49408, 4), (clip.TINY_VOCABULARY, 9)])
+def test_as_few_text_prompts_as_a_photo_of_a_has_tokens_start_as_its_words(vocabulary, words):
+    model = clip.CLIP(8, 32, 16, 64, 1, 77, vocabulary, 64, 2)
+    embeddings = model.token_embedding(model.tokenizer(["a photo of a"]))[0, 1:-1]
+    model.add_prompts((0, 1), (words, 2))
     assert model.visual_prompts is None
-    assert torch.equal(model.text_prompts[0], words)
+    assert torch.equal(model.text_prompts[0], embeddings)
     assert model.text_prompts[1].std() < 0.03
+    model.add_prompts((0, 1), (words + 1, 2))
+    assert model.text_prompts.std() < 0.03  # token embeddings have 1
+
+
+def test_prompts_take_places_of_the_text():
+    model = clip.load("tiny")
+    model.add_prompts((0, 1), (4, 2))
     assert model.tokenizer.context_length == 77 - 4
     with pytest.raises(ValueError, match="the model reads 73"):
         model.tokenizer(["x" * 72])
