@@ -120,9 +120,13 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x, causal):  # [N, L, width]
+    def project(self, x):
+        """x [N, L, width] to queries, keys and values, [3, N, heads, L, 64]."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [N, L, 3 * width]
-        q, k, v = qkv.unflatten(-1, (3, self.heads, 64)).permute(2, 0, 3, 1, 4)  # 3 x [N, heads, L, 64]
+        return qkv.unflatten(-1, (3, self.heads, 64)).permute(2, 0, 3, 1, 4)
+
+    def forward(self, x, causal):  # [N, L, width]
+        q, k, v = self.project(x)
         x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.out_proj(x.transpose(1, 2).flatten(2))
 
@@ -271,27 +275,31 @@ class CLIP(nn.Module):
         return x[torch.arange(len(x), device=x.device), end] @ self.text_projection
 
     def logits(self, video, text):
-        """Scaled cosines of video embeddings [B, D] and text embeddings [C, D]: [B, C], always in float32, since in
-        bfloat16 a logit near 30 is only good to 0.1."""
+        """Scaled cosines of video embeddings [..., D] and text embeddings [C, D]: [..., C], always in float32, since
+        in bfloat16 a logit near 30 is only good to 0.1."""
         with torch.autocast(video.device.type, enabled=False):
             video, text = F.normalize(video.float(), dim=-1), F.normalize(text.float(), dim=-1)
             return self.logit_scale.float().exp() * video @ text.T
 
-    def forward(self, video, tokens):
-        """Videos [B, T, 3, S, S] and the tokens [C, L] of C classes, or their embeddings [C, D], to logits [B, C].
+    def compare(self, frames, text):
+        """Embeddings of the frames of videos, [B, T, D], and of texts, [C, D], to logits [B, C].
 
         `fusion` says what is averaged over time (the paper's ablation): "embedding", the embeddings of the frames;
         "decision", their logits; "image", their probabilities, and when training nothing: [B * T, C], an example each.
         """
-        text = tokens if tokens.is_floating_point() else self.encode_text(tokens)
         if self.fusion == "embedding":
-            return self.logits(self.encode_video(video), text)
-        frames = self.logits(self.encode_image(video.flatten(0, 1)), text)  # [B * T, C]
-        if self.fusion == "image" and self.training:
-            return frames
-        frames = frames.unflatten(0, video.shape[:2])
+            return self.logits(frames.mean(dim=1), text)
+        logits = self.logits(frames, text)  # [B, T, C]
+        if self.fusion == "decision":
+            return logits.mean(dim=1)
         # A logarithm of the mean probability, up to a constant.
-        return frames.mean(dim=1) if self.fusion == "decision" else frames.log_softmax(dim=-1).logsumexp(dim=1)
+        return logits.flatten(0, 1) if self.training else logits.log_softmax(dim=-1).logsumexp(dim=1)
+
+    def forward(self, video, tokens):
+        """Videos [B, T, 3, S, S] and the tokens [C, L] of C classes, or their embeddings [C, D], to logits [B, C]."""
+        text = tokens if tokens.is_floating_point() else self.encode_text(tokens)
+        frames = self.encode_image(video.flatten(0, 1)).unflatten(0, video.shape[:2])  # [B, T, D]
+        return self.compare(frames, text)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

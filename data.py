@@ -665,14 +665,16 @@ def dataset(text):
 
 def add_arguments(parser, name="--data", training=False):
     """The flags about data, the same in every script; here the name of the data set needs no flag. `training` adds
-    those about training videos."""
+    those about training videos; in evaluation there may be several splits and classes."""
     group = parser.add_argument_group("data")
+    several, one = (dict(nargs="+"), lambda value: [value]) if not training else ({}, lambda value: value)
     group.add_argument(name, nargs=None if name.startswith("-") else "?", type=dataset, metavar="DATA",
                        help=f"{', '.join(DATASETS)}, or a folder of your own videos, train/<class>/* and val/<class>/* "
                             "(default: toy, or as the weights were trained)")
     group.add_argument("--root", type=Path, help="folder that holds it (default: datasets/NAME; the toy draws itself)")
-    group.add_argument("--split", type=int, choices=(1, 2, 3), default=1, help="official split (default: 1)")
-    group.add_argument("--classes", choices=("all", "base", "novel"), default="all",
+    group.add_argument("--split", type=int, choices=(1, 2, 3), default=one(1), help="official split (default: 1)",
+                       **several)
+    group.add_argument("--classes", choices=("all", "base", "novel"), default=one("all"), **several,
                        help="base: the half with the most training videos; novel: the others (default: all)")
     group.add_argument("--val-list", type=Path,
                        help="in place of a split, a list of the original code: 'path label' a line, paths below --root "
@@ -694,7 +696,7 @@ def add_arguments(parser, name="--data", training=False):
 def check_lists(parser, args):
     """Ends a call with only some of the flags that go together."""
     lists = (getattr(args, "train_list", args.val_list), args.val_list, args.labels)
-    if any(lists) and (not all(lists) or args.classes != "all"):
+    if any(lists) and (not all(lists) or args.classes not in ("all", ["all"])):
         parser.error("--train-list (for training), --val-list and --labels go together, and not with --classes")
 
 

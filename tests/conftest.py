@@ -1,4 +1,5 @@
 """Fixtures: a home with OpenAI's vocabulary, small random models, small videos, and one default run of the scripts."""
+import json
 import os
 import shutil
 import subprocess
@@ -81,3 +82,9 @@ def script(*arguments, home, cwd=PROJECT, check=True, **environment):
                              env={**os.environ, "HOME": str(home), **environment}, timeout=600)
     assert not check or process.returncode == 0, process.stdout + process.stderr
     return process
+
+
+def read_results(folder):
+    """What evaluate.py with --out has found, for its only split and kind of classes."""
+    (run,) = json.loads((folder / "results.json").read_text())["runs"]
+    return run

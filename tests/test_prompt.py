@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import script
+from conftest import read_results, script
 
 import clip
 import train
@@ -41,7 +41,7 @@ def test_exactly_the_prompts_are_trained(learned):
 def test_a_checkpoint_is_small_and_finds_the_frozen_weights(learned, home, tmp_path):
     assert (learned / "best.pt").stat().st_size < 300_000
     script("evaluate.py", "--weights", learned / "best.pt", "--classes", "novel", "--out", tmp_path, home=home)
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = read_results(tmp_path)
     log = (learned / "log.jsonl").read_text().splitlines()[1:]
     best = max(json.loads(line)["top1"] for line in log if "top1" in line)
     assert results["top1"] == best

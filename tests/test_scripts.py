@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PROJECT, script
+from conftest import PROJECT, read_results, script
 from PIL import Image
 
 import clip
@@ -28,12 +28,12 @@ def results(run, home):
     """The results of evaluate.py on the model of that run."""
     out = run[0].parent / "evaluation"
     script("evaluate.py", "--weights", run[0] / "best.pt", "--out", out, home=home)
-    return json.loads((out / "results.json").read_text())
+    return read_results(out)
 
 
 def test_zero_shot_clip_does_not_know_the_actions(home, tmp_path):
     script("evaluate.py", "--zero-shot", "--out", tmp_path, home=home)
-    zero_shot = json.loads((tmp_path / "results.json").read_text())
+    zero_shot = read_results(tmp_path)
     assert zero_shot["top1"] < 25
     assert zero_shot["count"] == 352
     assert zero_shot["unreadable"] == []
@@ -80,7 +80,7 @@ def test_two_processes_count_the_same_as_one(run, results, home, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run([*torchrun, PROJECT / "evaluate.py", "--weights", run[0] / "best.pt", "--batch-size", "14",
                     "--workers", "1", "--out", tmp_path], check=True, timeout=300)
-    two = json.loads((tmp_path / "results.json").read_text())
+    two = read_results(tmp_path)
     assert [two[key] for key in ("top1", "top5", "count")] == [results[key] for key in ("top1", "top5", "count")]
 
 
@@ -164,7 +164,7 @@ def test_videos_that_are_not_there_stop_training_and_count_as_wrong(home, tmp_pa
     assert "videos cannot be read, over 5%: " in process.stderr
     assert "Traceback" not in process.stderr
     script("evaluate.py", *arguments, "--out", tmp_path, home=home)
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = read_results(tmp_path)
     assert (results["top1"], results["count"], len(results["unreadable"])) == (0, 352, 352)
 
 
@@ -191,7 +191,7 @@ def test_clips_are_augmented_or_not_and_seen_in_one_view_or_nine(home, tmp_path)
         losses[augment] = json.loads((tmp_path / augment / "log.jsonl").read_text().splitlines()[1])["loss"]
     assert losses["none"] != losses["mix"]
     script("evaluate.py", "--weights", tmp_path / "mix" / "best.pt", "--views", "3x3", "--out", tmp_path, home=home)
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = read_results(tmp_path)
     one_view = json.loads((tmp_path / "mix" / "log.jsonl").read_text().splitlines()[-1])
     assert results["count"] == one_view["count"]
     assert 0 < abs(results["top1"] - one_view["top1"]) < 10

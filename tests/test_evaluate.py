@@ -1,0 +1,258 @@
+"""Accuracy and the pictures: every video counted once, and each figure computed a second time, another way."""
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import PROJECT, read_results, script
+from PIL import Image
+
+import clip
+import data
+import evaluate
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A checkpoint of ours with tiny's weights, changed a little: its path."""
+    torch.manual_seed(0)
+    state = {name: value + 0.02 * torch.randn(value.shape) for name, value in clip.load("tiny").state_dict().items()}
+    path = tmp_path_factory.mktemp("tuned") / "tuned.pt"
+    _, classes = data.read_dataset("toy")
+    arguments = {"data": "toy", "model": "tiny", "frames": 4, "split": 1}
+    torch.save({"model": state, "template": "a video of a {}.", "classes": classes, "args": arguments}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """Some videos of three classes of the toy: samples and class names."""
+    samples, names = data.read_dataset("toy")
+    return [(path, label) for label in range(3) for path, of in samples if of == label][::4], names[:3]
+
+
+def loader(samples, **options):
+    dataset = data.VideoDataset(samples, 4, 64, train=False, **options)
+    return data.make_loader(dataset, data.Batches(len(samples), 5), workers=0)
+
+
+def test_every_video_counts_once_whatever_the_batch_and_the_processes(home, tuned, tmp_path):
+    """101 videos, one of which cannot be read, by one process and by three in batches of seven."""
+    samples, names = data.read_dataset("toy")
+    root = samples[0][0].parents[2]
+    rows = [f"{path.relative_to(root)} {label}" for path, label in samples[::3][:100]] + ["gone.avi 3"]
+    (tmp_path / "list.txt").write_text("\n".join(rows))
+    (tmp_path / "names.csv").write_text("id,name\n" + "\n".join(f"{i},{name}" for i, name in enumerate(names)))
+    arguments = ("--weights", tuned, "--root", root, "--val-list", tmp_path / "list.txt", "--labels",
+                 tmp_path / "names.csv", "--workers", "0", "--out")
+    script("evaluate.py", *arguments, tmp_path / "one", "--batch-size", "50", home=home)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    subprocess.run([*torchrun, PROJECT / "evaluate.py", *arguments, tmp_path / "three", "--batch-size", "21"],
+                   check=True, timeout=300, cwd=tmp_path)
+    one, three = read_results(tmp_path / "one"), read_results(tmp_path / "three")
+    assert one == three
+    assert one["count"] == sum(row["count"] for row in one["per_class"]) == 101
+    assert len(one["unreadable"]) == 1
+    mean = sum(row["top1"] * row["count"] for row in one["per_class"]) / 101
+    assert one["top1"] == pytest.approx(mean)
+
+
+def test_splits_base_and_novel_give_means_deviations_and_harmonic_means(home, tuned, tmp_path):
+    out = script("evaluate.py", "--weights", tuned, "--classes", "base", "novel", "--split", "1", "2", "3", "--frames",
+                 "1", "--out", tmp_path, home=home).stdout
+    results = json.loads((tmp_path / "results.json").read_text())
+    base, novel = (np.array([run["top1"] for run in results["runs"] if run["classes"] == classes])
+                   for classes in ("base", "novel"))
+    averages = {row["classes"]: row["top1"] for row in results["averages"]}
+    assert len(base) == len(novel) == 3
+    for classes, values in (("base", base), ("novel", novel), ("harmonic mean", 2 / (1 / base + 1 / novel))):
+        assert averages[classes] == pytest.approx([values.mean(), values.std(ddof=1)])
+        assert f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" in out
+    assert {"confusion-base-1.png", "confusion-novel-3.png"} < {path.name for path in tmp_path.iterdir()}
+    assert results["arguments"]["split"] == [1, 2, 3]
+    assert results["sha256"] == clip.sha256(tuned)
+
+
+def test_predictions_are_the_mean_probability_over_the_views(clips):
+    samples, names = clips
+    model = clip.load("tiny")
+    tokens = evaluate.class_tokens(model, names, "{}")
+    found = evaluate.predict([model], loader(samples, views=(2, 3)), tokens, frames_per_step=7)
+    for (path, label), score, of in zip(samples, found.scores[0], found.labels):
+        video = data.three_crops(data.read_video(path, 8), 64)  # [3, 8, 3, 64, 64]
+        with torch.inference_mode():
+            logits = torch.stack([model(video[:, clip_number::2], tokens) for clip_number in (0, 1)])  # [2, 3, C]
+        torch.testing.assert_close(score.softmax(dim=-1), logits.softmax(dim=-1).mean(dim=(0, 1)), atol=1e-5, rtol=1e-4)
+        assert label == of
+
+
+@pytest.mark.parametrize("fusion", ["embedding", "decision", "image"])
+def test_it_does_not_matter_how_many_frames_are_encoded_at_once(clips, fusion):
+    samples, names = clips
+    model = clip.load("tiny")
+    model.fusion = fusion
+    tokens = evaluate.class_tokens(model, names, "{}")
+    one, all_at_once = (evaluate.predict([model], loader(samples), tokens, frames) for frames in (1, 10_000))
+    torch.testing.assert_close(one.scores, all_at_once.scores, atol=1e-5, rtol=1e-5)
+    with torch.inference_mode():
+        video = torch.stack([data.center_crop(data.read_video(path, 4), 64) for path, _ in samples])
+        logits = model(video, tokens)
+    torch.testing.assert_close(one.scores[0].softmax(dim=-1), logits.softmax(dim=-1), atol=1e-5, rtol=1e-4)
+
+
+def test_confusions_and_worst_classes_are_those_of_a_plain_count():
+    rng = np.random.default_rng(0)
+    scores, labels = torch.from_numpy(rng.normal(size=(200, 4))), torch.from_numpy(rng.integers(3, size=200))
+    errors = ["gone" if i % 10 == 0 else "" for i in range(200)]
+    expected = np.zeros((4, 4))
+    for score, label, error in zip(scores.numpy(), labels.tolist(), errors):
+        if not error:
+            expected[label, score.argmax()] += 1
+    matrix = evaluate.confusion(scores, labels, errors)
+    np.testing.assert_array_equal(matrix, expected)
+    rows = evaluate.worst_classes(scores, labels, errors, ["a", "b", "c", "never"])
+    assert [row["top1"] for row in rows] == sorted(row["top1"] for row in rows)
+    for row in rows:
+        i = ["a", "b", "c", "never"].index(row["class"])
+        assert row["count"] == (labels == i).sum()
+        assert row["top1"] == pytest.approx(100 * expected[i, i] / row["count"])
+        others = {name: expected[i, j] for j, name in enumerate(["a", "b", "c", "never"]) if j != i}
+        assert others[row["taken_for"]] == max(others.values())
+    count, is_class, taken_for = evaluate.confused_pairs(matrix, [0, 1, 2, 3])[0]
+    assert count == expected[is_class, taken_for] == (expected - np.diag(np.diag(expected))).max()
+
+
+def test_nan_and_ties_are_wrong_and_five_of_three_classes_are_right():
+    scores, labels = torch.tensor([[1.0, 1.0, 0.0], [torch.nan, 0.0, 0.0], [2.0, 1.0, 0.0]]), torch.tensor([0, 0, 0])
+    result = evaluate.accuracy(scores, labels, ["", "", ""])
+    assert (result["top1"], result["top5"]) == (pytest.approx(100 / 3), 100)
+    assert evaluate.accuracy(scores, labels, ["", "", "gone"])["top5"] == pytest.approx(200 / 3)
+
+
+def test_blends_lie_between_the_weights(tuned):
+    plain, other = clip.load("tiny"), clip.load(tuned)
+    for share in (0, 0.25, 1):
+        for name, value in evaluate.blend(plain, other, share).state_dict().items():
+            expected = (1 - share) * plain.state_dict()[name] + share * other.state_dict()[name]
+            torch.testing.assert_close(value, expected, msg=name)
+    other.add_prompts((1, 1), (2, 1))
+    assert torch.equal(evaluate.blend(plain, other, 0).text_prompts, other.text_prompts)
+    with pytest.raises(ValueError, match="differ in size, as visual.class_embedding shows"):
+        evaluate.blend(clip.CLIP(128, 64, 16, 64, 1, 77, 514, 128, 3), other, 0.5)
+
+
+def test_all_blends_are_measured_at_once_and_drawn(home, tuned, tmp_path):
+    arguments = ("evaluate.py", "--frames", "1", "--template", "{}.", "--classes", "novel", "--out")
+    script(*arguments, tmp_path / "blends", "--weights", tuned, "--blend", "0", "1", home=home)
+    script(*arguments, tmp_path / "plain", "--zero-shot", home=home)
+    script(*arguments, tmp_path / "tuned", "--weights", tuned, home=home)
+    runs = json.loads((tmp_path / "blends" / "results.json").read_text())["runs"]
+    for run, name in zip(runs, ("plain", "tuned"), strict=True):
+        assert run["per_class"] == read_results(tmp_path / name)["per_class"]
+    assert len(np.unique(Image.open(tmp_path / "blends" / "blend.png").convert("L"))) > 10
+
+
+def test_attention_equals_that_of_transformers():
+    config = transformers.CLIPVisionConfig(hidden_size=128, intermediate_size=512, num_hidden_layers=3, image_size=64,
+                                           num_attention_heads=2, patch_size=16, projection_dim=128,
+                                           attn_implementation="eager")
+    reference = transformers.CLIPVisionModelWithProjection(config).eval()
+    model = clip.load("tiny")
+    tiny = model.state_dict()
+    state = {}
+    for name in reference.state_dict():
+        ours = name
+        for theirs, openai in clip.HUGGING_FACE.items():
+            ours = ours.replace(theirs, openai)
+        if any(f".{part}_proj" in ours for part in "qkv"):
+            start, end = ours.split(".attn.")
+            joined = tiny[f"{start}.attn.in_proj_{end.split('.')[1]}"]
+            state[name] = joined.chunk(3)["qkv".index(end[0])]
+        else:
+            state[name] = tiny[ours].T if ours == "visual.proj" else tiny[ours]
+    reference.load_state_dict(state, strict=False)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        layers = reference.vision_model(images, output_attentions=True).attentions
+    flow = torch.eye(17).repeat(2, 1, 1)
+    for layer in layers:
+        flow = torch.bmm(0.5 * layer.mean(1) + 0.5 * torch.eye(17), flow)
+    for ours, theirs in zip(evaluate.attention(model, images), (layers[-1].mean(1), flow)):
+        patches = theirs[:, 0, 1:]
+        expected = patches / patches.max(dim=1, keepdim=True).values
+        torch.testing.assert_close(ours.flatten(1), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_prompts_are_no_part_of_the_attention_picture():
+    model = clip.load("tiny")
+    model.add_prompts((5, 3), (0, 1))
+    assert evaluate.attention(model, torch.randn(2, 3, 64, 64)).shape == (2, 2, 4, 4)
+
+
+def test_attention_and_embeddings_are_drawn_and_saved(home, tuned, tmp_path):
+    script("evaluate.py", "--weights", tuned, "--embeddings", "--attention", "--out", tmp_path, home=home)
+    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert [name.split("-")[0] for name in pictures] == ["attention"] * 3 + ["confusion.png", "embeddings.png"]
+    assert Image.open(tmp_path / pictures[0]).size == (170 + 4 * 146, 5 * 146)  # frames, and two maps of two models
+    saved = np.load(tmp_path / "embeddings.npz")
+    assert saved["models"].tolist() == ["tiny", str(tuned)]
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    for videos, texts, run in zip(saved["videos"], saved["texts"], runs):
+        cosines = torch.cosine_similarity(torch.tensor(videos)[:, None], torch.tensor(texts), dim=2)  # [n, C]
+        assert 100 * (cosines.argmax(dim=1).numpy() == saved["labels"]).mean() == pytest.approx(run["top1"])
+
+
+@pytest.mark.parametrize("kind", ["t-SNE", "principal component"])
+def test_embeddings_keep_their_neighbours_in_two_dimensions(kind, monkeypatch):
+    if kind == "principal component":
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    torch.manual_seed(0)
+    groups = torch.randn(3, 1, 16) + 0.05 * torch.randn(3, 20, 16)
+    name, points = evaluate.flatten(groups.flatten(0, 1))
+    assert name == kind
+    points = torch.from_numpy(points)
+    nearest = (torch.cdist(points, points) + 1e9 * torch.eye(60)).argmin(dim=1)
+    assert torch.equal(nearest // 20, torch.arange(60) // 20)
+
+
+def test_own_videos_are_labelled_on_the_screen_and_in_a_table(home, clips, tmp_path):
+    samples, names = clips
+    for path, _ in samples:
+        shutil.copy(path, tmp_path)
+    (tmp_path / "broken.avi").write_bytes(b"no video")
+    (tmp_path / "labels.txt").write_text("\n".join(names) + "\n\n")
+    arguments = ("evaluate.py", "--model", "tiny", "--frames", "4", "--out", tmp_path, "--video")
+    script(*arguments, tmp_path, "--labels", tmp_path / "labels.txt", home=home)
+    model = clip.load("tiny")
+    rows = {row["video"]: row for row in csv.DictReader((tmp_path / "predictions.csv").open())}
+    assert len(rows) == len(samples) + 1
+    broken = rows.pop(str(tmp_path / "broken.avi"))
+    assert (broken["label"], broken["probability"]) == ("", "")
+    assert "Invalid data" in broken["error"]
+    for path, row in rows.items():
+        label, probability = evaluate.classify(model, data.read_video(path, 4), names)[0]
+        assert row["label"] == label
+        assert float(row["probability"]) == pytest.approx(probability, abs=1e-4)
+    path = next(iter(rows))
+    out = script(*arguments, path, "--labels", ", ".join(names), "--attention", "moving.gif", home=home).stdout
+    bars = [line for line in out.splitlines() if "█" in line]
+    assert bars[0].endswith(f"  {rows[path]['label']}")
+    assert Image.open(tmp_path / "moving.gif").n_frames == 4
+
+
+def test_a_video_is_classified_as_the_embeddings_say(clips):
+    model = clip.load("tiny")
+    video = data.read_video(clips[0][0][0], 4)
+    answer = evaluate.classify(model, video, clips[1])
+    with torch.no_grad():
+        frames = torch.stack([model.encode_image(data.center_crop(frame[None], 64))[0] for frame in video])
+        text = torch.cat([model.encode_text(model.tokenizer([name])) for name in clips[1]])
+    cosine = torch.cosine_similarity(frames.mean(dim=0)[None], text)
+    expected = dict(zip(clips[1], (model.logit_scale.exp() * cosine).softmax(dim=0).tolist()))
+    assert dict(answer) == pytest.approx(expected, rel=1e-4)
+    assert answer[0][1] >= answer[1][1] >= answer[2][1]
