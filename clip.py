@@ -133,7 +133,7 @@ class Attention(nn.Module):
 
 class QuickGELU(nn.Module):
     def forward(self, x):
-        return x * torch.sigmoid(1.702 * x)
+        return F.silu(1.702 * x) / 1.702  # x * sigmoid(1.702 x), with one tensor kept for the way back, not two
 
 
 class Block(nn.Module):
@@ -589,6 +589,9 @@ def load(weights, device="cpu", base=None, image_size=None):
                 if name in state:
                     setattr(model, name, nn.Parameter(torch.empty_like(state[name])))
         model.load_state_dict(state, assign=True)
+        damaged = next((name for name, value in state.items() if not value.isfinite().all()), None)
+        if damaged:
+            raise ValueError(f"{weights} is damaged: {damaged} has values that are not finite")
     except (KeyError, RuntimeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[-1].strip()
         raise ValueError(f"{weights} does not hold a CLIP: {reason} ({SUPPORTED})") from error

@@ -329,8 +329,8 @@ VIDEO_FILES = {".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg",
 
 
 def words(name):
-    """A class name in camel case or with underscores as CLIP reads it best: "ApplyEyeMakeup" -> "apply eye makeup"."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", name).lower()
+    """A class name in camel case, with underscores or hyphens, as CLIP reads it best: "ApplyEye" -> "apply eye"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]", " ", name).lower()
 
 
 def lines(path):
@@ -405,9 +405,9 @@ def ssv2(root, split, train):
 def folder(root, split, train):
     """Your own videos: train/<class>/* and val/<class>/*, as torchvision's ImageFolder has it. A video is a file or a
     folder of its frames."""
-    names = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
+    names = sorted(path.name for path in (root / "train").iterdir() if path.is_dir() and path.name[0] != ".")
     samples = []
-    for path in sorted(path for name in (root / ("train" if train else "val")).iterdir() for path in name.glob("*")):
+    for path in sorted(path for path in (root / ("train" if train else "val")).glob("[!.]*/*")):
         if path.suffix.lower() in VIDEO_FILES or path.is_dir():
             if path.parent.name not in names:
                 raise ValueError(f"{path} is of a class that {root / 'train'} lacks")
@@ -464,6 +464,8 @@ def read_dataset(name, root=None, split=1, train=False):
     Raises FileNotFoundError, with what belongs in `root` and how to get it, if it is not there.
     """
     root, half = Path(root or root_of(name)), "training" if train else "validation"
+    if split > 1 and name not in ("toy", "ucf101", "hmdb51"):
+        raise ValueError(f"--split {split}: {name} has no official splits")
     try:
         with told_as(f"{name} in {root.absolute()}"):
             samples, names = DATASETS.get(name, folder)(root, split, train)
@@ -471,7 +473,7 @@ def read_dataset(name, root=None, split=1, train=False):
         if name == "toy":
             raise
         missing = Path(error.filename).absolute().relative_to(root.absolute())
-        how = HOW_TO_GET.get(name, "The folder should hold train/<class>/* and val/<class>/*.").format(root=root)
+        how = HOW_TO_GET.get(name, " ".join(DATASETS.get(name, folder).__doc__.split())).format(root=root)
         raise FileNotFoundError(f"{name} is not in {root.absolute()}: {missing} is missing. {how}") from error
     if not samples:
         raise ValueError(f"{name} in {root.absolute()}: no {half} video" + (f" in split {split}" if split > 1 else ""))
@@ -679,7 +681,7 @@ def add_arguments(parser, name="--data", training=False):
     group.add_argument("--val-list", type=Path,
                        help="in place of a split, a list of the original code: 'path label' a line, paths below --root "
                             "or the root of DATA")
-    group.add_argument("--labels", type=Path, help="CSV of id,name that goes with the lists")
+    group.add_argument("--labels", help="CSV of id,name that goes with the lists")
     group.add_argument("--frames", type=at_least(1),
                        help="frames taken from a video (default: 32, for tiny 8, or as the weights were trained)")
     if training:
@@ -697,7 +699,8 @@ def check_lists(parser, args):
     """Ends a call with only some of the flags that go together."""
     lists = (getattr(args, "train_list", args.val_list), args.val_list, args.labels)
     if any(lists) and (not all(lists) or args.classes not in ("all", ["all"])):
-        parser.error("--train-list (for training), --val-list and --labels go together, and not with --classes")
+        first = "" if hasattr(args, "video") else "--train-list (for training), "
+        parser.error(f"{first}--val-list and --labels go together, and not with --classes")
 
 
 CHECKED = 100  # videos of each half, spread over it

@@ -23,19 +23,19 @@ import train
 from data import say
 
 # The paper's rows for few shots and for base to novel.
-FEW_SHOT = dict(frames=32, batch_size=64, epochs=50, warmup_epochs=5.0, lr=8e-3, augment="mix",
+FEW_SHOT = dict(frames=32, batch_size=64, epochs=50, warmup_epochs=5.0, lr=8e-3, augment="mix", template="{}.",
                 ctx_vision=10, ctx_text=10, depth_vision=12, depth_text=12)
 BASE_TO_NOVEL = FEW_SHOT | dict(epochs=11, lr=4e-2, shots=16, ctx_vision=16, ctx_text=16, depth_vision=9, depth_text=9)
 # The tiny model sees a frame as 17 tokens, not 197: one prompt has the same share. It reads letters, and nine text
 # prompts are "a photo of a", so that in the first layer they start as what the bridge is used to.
-TINY = dict(frames=8, batch_size=8, epochs=20, warmup_epochs=2.0, lr=8e-3, augment="crop",
+TINY = dict(frames=8, batch_size=8, epochs=20, warmup_epochs=2.0, lr=8e-3, augment="crop", template="{}.",
             ctx_vision=1, ctx_text=9, depth_vision=3, depth_text=3)
 TOY_SHOTS = 2
 
 
 def parse_args():
     parser = train.make_parser(__doc__, FEW_SHOT, TINY)
-    parser.set_defaults(tune="prompts", template=None)
+    parser.set_defaults(tune="prompts")
     group = parser.add_argument_group("prompts")
     group.add_argument("--ctx", type=data.at_least(0), help="prompt tokens of each encoder")
     group.add_argument("--depth", type=data.at_least(1), help="layers with prompts of their own, in each encoder")
@@ -52,7 +52,8 @@ def parse_args():
     args = train.parse_args(parser, BASE_TO_NOVEL if given.classes == "base" else FEW_SHOT, TINY)
     if not args.ctx_vision + args.ctx_text:
         parser.error("no prompts are left to be learned: --ctx 0")
-    args.template = args.template or ("{}." if args.ctx_text else "a photo of a {}.")
+    if not args.ctx_text and given.template is None and not args.resume:
+        args.template = train.PAPER["template"]
     return args
 
 
@@ -61,6 +62,10 @@ def load(args, weights, device):
     last = train.last_checkpoint(args)
     model = clip.load(last or weights, device, image_size=args.resolution)
     if not last:
+        if model.visual_prompts is not None or model.text_prompts is not None:
+            raise ValueError(f"{weights} has prompts already: give the weights that they were learned for")
+        if args.ctx_text > (positions := len(model.positional_embedding)) // 2:
+            raise ValueError(f"--ctx-text {args.ctx_text} leaves no room for the class names in {positions} positions")
         for encoder, transformer in (("vision", model.visual.transformer), ("text", model.transformer)):
             depth, layers = getattr(args, f"depth_{encoder}"), len(transformer.resblocks)
             if depth > layers:
@@ -71,6 +76,7 @@ def load(args, weights, device):
             path = clip.locate(weights)
             model.backbone = {"path": weights if weights in clip.MODELS else str(path.absolute()),
                               "sha256": clip.sha256(path)}
+        model.template = args.template
     args.fusion = model.fusion
     train.choose_parameters(model, "prompts")
     return model

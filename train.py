@@ -42,8 +42,10 @@ MAX_LOGIT_SCALE = math.log(100)  # OpenAI's bound: exp(logit_scale) <= 100
 MAX_UNREADABLE = 0.05  # of the videos seen
 
 # The zero-shot row of the paper's experiments, and what suits a model of a hundredth of the size.
-PAPER = dict(frames=32, batch_size=256, epochs=10, warmup_epochs=5.0, lr=8e-6, augment="mix")
-TINY = dict(frames=8, batch_size=32, epochs=10, warmup_epochs=1.0, lr=8e-4, augment="crop")
+PAPER = dict(frames=32, batch_size=256, epochs=10, warmup_epochs=5.0, lr=8e-6, augment="mix",
+             template="a photo of a {}.")
+TINY = dict(frames=8, batch_size=32, epochs=10, warmup_epochs=1.0, lr=8e-4, augment="crop",
+            template="a photo of a {}.")
 
 # What may be another when a run is resumed: the rest would change the result.
 MACHINE = {"root", "workers", "gpus", "micro_batch", "compile", "checkpoint_activations", "save_minutes", "tensorboard",
@@ -70,8 +72,8 @@ def make_parser(doc, defaults, tiny_defaults):
                        help="weight decay of AdamW (default: %(default)s)")
     group.add_argument("--label-smoothing", type=data.at_least(0, float, 1), default=0.1,
                        help="share of the target spread over all classes (default: %(default)s)")
-    group.add_argument("--template", type=evaluate.template, default="a photo of a {}.",
-                       help='sentence around a class name (default: "%(default)s")')
+    group.add_argument("--template", type=evaluate.template,
+                       help=f'sentence around a class name (default: "{defaults["template"]}")')
     group = parser.add_argument_group("time and memory")
     group.add_argument("--micro-batch", type=data.at_least(1),
                        help="videos of a batch that a GPU takes at once (default: its whole share of --batch-size)")
@@ -362,8 +364,8 @@ def fit(args, model, train_samples, val_samples, classes, device, last=None):
     rank, world = evaluate.rank_and_world()
     per_epoch = len(train_samples) // args.batch_size
     if not per_epoch:
-        raise ValueError(f"{len(train_samples)} training videos do not fill a batch: choose a --batch-size below "
-                         f"{args.batch_size}")
+        raise ValueError(f"{len(train_samples)} training videos do not fill a batch of {args.batch_size}: choose a "
+                         "--batch-size of at most their number")
     pieces = args.batch_size // world // args.micro_batch
     dataset = data.VideoDataset(train_samples, args.frames, model.image_size, train=True, seed=args.seed,
                                 flip=args.data != "ssv2",  # there left and right make different classes
@@ -400,10 +402,12 @@ def fit(args, model, train_samples, val_samples, classes, device, last=None):
             make_folder(args)
         log = Log(args.out, progress["step"], progress["epoch"] if last else -1, args.tensorboard)
     machine = torch.cuda.get_device_name() if args.gpus else "CPU"
+    rest = len(train_samples) - per_epoch * args.batch_size
+    left_out = f" ({rest} left out of each epoch, others each time)" if 10 * rest > len(train_samples) else ""
     say(f"""\
 model      {args.weights or args.model}, {sum(p.numel() for p in parameters):,} parameters to train ({args.tune})
 data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(classes)}
-videos     {len(train_samples)} for training, {len(val_samples)} for validation
+videos     {len(train_samples)} for training{left_out}, {len(val_samples)} for validation
 input      {args.frames} frames of {model.image_size} x {model.image_size}, prompt {args.template!r}
 training   {args.epochs} epochs of {per_epoch} steps of {args.batch_size} videos, learning rate {args.lr:g}
 machine    {world} x {machine}, {args.micro_batch} videos at once, mixed precision {args.amp}, {args.workers} workers
@@ -425,6 +429,8 @@ results    {args.out}""")
         evaluate.finish()
         sys.exit(0)
 
+    new = ", learned prompts as they start" if args.tune == "prompts" else ""
+
     def validate(epoch):
         tokens = evaluate.class_tokens(model, classes, model.template)
         with evaluate.autocast(args, device):
@@ -432,7 +438,7 @@ results    {args.out}""")
         if rank == 0:
             log.write(step=progress["step"], epoch=epoch, **results)
         say(f"epoch {epoch:2} of {args.epochs}   top-1 {results['top1']:5.1f} %   top-5 {results['top5']:5.1f} %"
-            + (f"   (prompt {model.template!r})" if epoch == 0 else ""))
+            + (f"   (prompt {model.template!r}{new})" if epoch == 0 else ""))
         return results
 
     if progress["before"] is None:

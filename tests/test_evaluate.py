@@ -140,10 +140,11 @@ def test_blends_lie_between_the_weights(tuned):
         for name, value in evaluate.blend(plain, other, share).state_dict().items():
             expected = (1 - share) * plain.state_dict()[name] + share * other.state_dict()[name]
             torch.testing.assert_close(value, expected, msg=name)
-    other.add_prompts((1, 1), (2, 1))
-    assert torch.equal(evaluate.blend(plain, other, 0).text_prompts, other.text_prompts)
-    with pytest.raises(ValueError, match="differ in size, as visual.class_embedding shows"):
+    with pytest.raises(ValueError, match="visual.class_embedding is not in both models in the same shape"):
         evaluate.blend(clip.CLIP(128, 64, 16, 64, 1, 77, 514, 128, 3), other, 0.5)
+    other.add_prompts((1, 1), (2, 1))
+    with pytest.raises(ValueError, match="visual_prompts is not in both models"):
+        evaluate.blend(plain, other, 0.5)
 
 
 def test_all_blends_are_measured_at_once_and_drawn(home, tuned, tmp_path):
@@ -243,6 +244,34 @@ def test_own_videos_are_labelled_on_the_screen_and_in_a_table(home, clips, tmp_p
     bars = [line for line in out.splitlines() if "█" in line]
     assert bars[0].endswith(f"  {rows[path]['label']}")
     assert Image.open(tmp_path / "moving.gif").n_frames == 4
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("archery,  high jump,archery,", ["archery", "high jump"]),
+    ("names.csv", ["two", "one"]),
+    ("names.txt", ["one", "two"]),
+    (" , ", "names nothing"),
+    ("empty.txt", "names nothing"),
+    ("missing.txt", "No such file"),
+    ("broken.csv", "broken.csv is not as it should be: KeyError 'name'"),
+])
+def test_labels_are_names_or_a_file(text, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, content in {"names.csv": "id,name\n1,two\n0,one\n", "names.txt": "one\n\ntwo\n", "empty.txt": "\n",
+                          "broken.csv": "a,b\n1,2\n"}.items():
+        (tmp_path / name).write_text(content)
+    if isinstance(expected, list):
+        assert evaluate.read_labels(text) == expected
+    else:
+        with pytest.raises((ValueError, OSError), match=expected):
+            evaluate.read_labels(text)
+
+
+def test_other_splits_than_that_of_training_are_warned_of(home, tuned, tmp_path):
+    arguments = ("evaluate.py", "--weights", tuned, "--frames", "1")
+    warning = f"warning: {tuned} was trained on split 1; in other splits are its own videos"
+    assert warning in script(*arguments, "--split", "1", "2", home=home).stdout
+    assert "warning" not in script(*arguments, home=home).stdout
 
 
 def test_a_video_is_classified_as_the_embeddings_say(clips):

@@ -82,6 +82,12 @@ def test_as_few_text_prompts_as_a_photo_of_a_has_tokens_start_as_its_words(vocab
     assert model.text_prompts.std() < 0.03  # token embeddings have 1
 
 
+def test_prompts_are_not_learned_on_top_of_prompts(learned, home):
+    process = script("prompt.py", *SHORT, "--weights", learned / "best.pt", home=home, check=False)
+    assert process.returncode == 1
+    assert "has prompts already: give the weights that they were learned for" in process.stderr
+
+
 def test_prompts_take_places_of_the_text():
     model = clip.load("tiny")
     model.add_prompts((0, 1), (4, 2))

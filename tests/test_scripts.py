@@ -13,6 +13,7 @@ from PIL import Image
 import clip
 import data
 import evaluate
+import prompt
 import train
 
 
@@ -110,10 +111,23 @@ def test_learning_rate_rises_from_zero_and_falls_to_a_hundredth():
     (["data.py", "--resolution", "1000000"], 1, "out of memory"),
     (["train.py", "--val-list", "a.txt"], 2, "--train-list (for training), --val-list and --labels go together"),
     (["train.py", "--data", "hmdb51", "--root", "tests"], 1, "hmdb51 is not in"),
-    (["train.py", "--data", "tests"], 1, "train is missing. The folder should hold train/<class>/*"),
+    (["train.py", "--data", "tests"], 1, "train is missing. Your own videos: train/<class>/* and val/<class>/*"),
+    (["train.py", "--data", "tests", "--split", "2"], 1, "tests has no official splits"),
+    (["evaluate.py", "--labels", "a,b"], 2, "--val-list and --labels go together"),
+    (["evaluate.py", "--video", "x.mp4"], 2, "--video needs --labels"),
+    (["evaluate.py", "--video", "x", "--labels", "a", "--model", "tiny"], 1, "--video x: there is no such file"),
+    (["evaluate.py", "--video", ".ci", "--labels", "a", "--model", "tiny"], 1, ".ci: no videos lie in this folder"),
+    (["evaluate.py", "--video", "x.mp4", "--labels", "a", "--embeddings"], 2, "--video does not go with --embeddings"),
+    (["evaluate.py", "--blend", "0.5"], 2, "--blend needs --weights"),
+    (["evaluate.py", "--blend", "2", "--weights", "tiny"], 2, "--blend: 2 is not a number from 0 to 1"),
+    (["evaluate.py", "--attention", "a.txt"], 2, "--attention a.txt is no file name that ends in .png or .gif"),
+    (["evaluate.py", "--classes", "base", "base"], 2, "--classes names something twice"),
+    (["prompt.py", "--weights", "tiny", "--ctx-text", "70"], 1, "--ctx-text 70 leaves no room for the class names"),
+    (["prompt.py", "--weights", "tiny", "--depth", "9"], 1, "--depth 9: the vision encoder of tiny has 3 layers"),
+    (["prompt.py", "--ctx", "0"], 2, "no prompts are left to be learned"),
     (["train.py", "--frobnicate"], 2, "unrecognized arguments: --frobnicate"),
     (["train.py", "--weights", "nosuch.pt"], 1, "'nosuch.pt' is neither a file nor a model"),
-    (["train.py", "--batch-size", "5000"], 1, "training videos do not fill a batch: choose a --batch-size below 5000"),
+    (["train.py", "--batch-size", "5000"], 1, "880 training videos do not fill a batch of 5000: choose"),
     (["evaluate.py", "--zero-shot", "--weights", "x.pt"], 2, "--zero-shot is about plain CLIP"),
     (["evaluate.py", "--weights", "LICENSE"], 1, "LICENSE is damaged or not a file of weights"),
     (["evaluate.py", "--model", "ViT-B/16"], 1, "cannot download ViT-B-16.pt"),
@@ -123,7 +137,7 @@ def test_a_wrong_call_is_told_in_one_line(arguments, status, message, monkeypatc
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # as good as no network
     monkeypatch.chdir(PROJECT)
     monkeypatch.setattr("sys.argv", arguments)
-    main = {"data.py": data.main, "evaluate.py": evaluate.main, "train.py": train.main}[arguments[0]]
+    main = {"data.py": data, "evaluate.py": evaluate, "train.py": train, "prompt.py": prompt}[arguments[0]].main
     with pytest.raises(SystemExit) as end:
         data.run(main)
     error = capsys.readouterr().err
