@@ -1,32 +1,101 @@
-"""Speed beside the libraries that do the same: each row a ratio, measured in turns in one process, medians.
+"""Speed beside the libraries that do the same, and beside what the machine can do.
 
-    python tests/benchmark.py [--video FILE]
+A row is measured in turns in one process, ours and theirs, and gives the medians and how many times as fast ours is.
+`growth` draws tests/benchmark.png; `cuda` needs a GPU. For models the weights are random, but the same on both sides.
+
+    python tests/benchmark.py [reading training towers zero-shot loader prompting memory growth cuda] [--video FILE]
 """
 import argparse
-import multiprocessing
 import os
 import re
+import shutil
 import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import decord
 import numpy as np
+import open_clip
 import torch
+import torch.nn.functional as F
+import transformers
 from conftest import numbered_frames, write_video
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import resize
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import clip  # noqa: E402
 import data  # noqa: E402
+import evaluate  # noqa: E402
 import train  # noqa: E402
 
 T, S = 32, 224
+CORES = sorted(os.sched_getaffinity(0))
+NAMES = """
+ApplyEyeMakeup ApplyLipstick Archery BabyCrawling BalanceBeam BandMarching BaseballPitch Basketball BasketballDunk
+BenchPress Biking Billiards BlowDryHair BlowingCandles BodyWeightSquats Bowling BoxingPunchingBag BoxingSpeedBag
+BreastStroke BrushingTeeth CleanAndJerk CliffDiving CricketBowling CricketShot CuttingInKitchen Diving Drumming
+Fencing FieldHockeyPenalty FloorGymnastics FrisbeeCatch FrontCrawl GolfSwing Haircut HammerThrow Hammering
+HandstandPushups HandstandWalking HeadMassage HighJump HorseRace HorseRiding HulaHoop IceDancing JavelinThrow
+JugglingBalls JumpRope JumpingJack Kayaking Knitting LongJump Lunges MilitaryParade Mixing MoppingFloor Nunchucks
+ParallelBars PizzaTossing PlayingCello PlayingDaf PlayingDhol PlayingFlute PlayingGuitar PlayingPiano PlayingSitar
+PlayingTabla PlayingViolin PoleVault PommelHorse PullUps Punch PushUps Rafting RockClimbingIndoor RopeClimbing Rowing
+SalsaSpin ShavingBeard Shotput SkateBoarding Skiing Skijet SkyDiving SoccerJuggling SoccerPenalty StillRings
+SumoWrestling Surfing Swing TableTennisShot TaiChi TennisSwing ThrowDiscus TrampolineJumping Typing UnevenBars
+VolleyballSpiking WalkingWithDog WallPushups WritingOnBoard YoYo
+"""
+UCF101 = [data.words(name) for name in NAMES.split()]
+
+
+def compare(name, ours, theirs, repeat=11):
+    """Prints one row: the median milliseconds of both, called in turns, and how many times as fast ours is. Returns the
+    seconds that ours takes."""
+    times = {ours: [], theirs: []}
+    for _ in range(repeat):
+        for function, taken in times.items():
+            begin = time.perf_counter()
+            function()
+            taken.append(1000 * (time.perf_counter() - begin))
+    a, b = (statistics.median(taken) for taken in times.values())
+    print(f"{name:66} {a:9.1f} ms {b:9.1f} ms {b / a:6.2f} x", flush=True)
+    return a / 1000
+
+
+def title(text, ours="ours", theirs="theirs"):
+    print(f"\n{text:66} {ours:>12} {theirs:>12}")
+
+
+def use_cores(number):
+    os.sched_setaffinity(0, set(CORES[:number]))
+    torch.set_num_threads(number)
+
+
+def matrix_rate(size, dtype=torch.float32, device="cpu"):
+    """The floating-point operations per second of a matrix product, [size[0], size[1]] times [size[1], size[2]]."""
+    a, b = torch.randn(*size[:2], dtype=dtype, device=device), torch.randn(*size[1:], dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(20):
+        begin = time.perf_counter()
+        a @ b
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begin)
+    return 2 * size[0] * size[1] * size[2] / best
+
+
+def flops(function):
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Videos
 
 
 def make_video(path):
@@ -39,20 +108,9 @@ def make_video(path):
     return write_video(path, video.numpy(), "mpeg4", "yuv420p", b="800k", g="300")
 
 
-def compare(name, ours, theirs, repeat=11):
-    """Prints one row: the median milliseconds of both, called in turns, and how many times as fast ours is."""
-    times = {ours: [], theirs: []}
-    for _ in range(repeat):
-        for function, taken in times.items():
-            begin = time.perf_counter()
-            function()
-            taken.append(1000 * (time.perf_counter() - begin))
-    a, b = (statistics.median(taken) for taken in times.values())
-    print(f"{name:58} {a:8.1f} ms {b:8.1f} ms {b / a:6.2f} x")
-
-
 def reading(path):
     """Decoding and cropping 32 of the frames of one file, with one core."""
+    use_cores(1)
     samples = [(path, 0)]
     test = data.VideoDataset(samples, T, S, train=False)
     training = data.VideoDataset(samples, T, S, train=True)
@@ -67,77 +125,310 @@ def reading(path):
         frames = [crop(jitter(Image.fromarray(frame))) for frame in decord_batch()]
         return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
 
-    print(f"{'reading ' + path.name + f', {T} of {count} frames, one core':58} {'ours':>11} {'theirs':>11}")
+    title(f"reading {path.name}, {T} of {count} frames, one core")
     compare("  test clip, cropped | decord's get_batch alone", lambda: test[0, 0], decord_batch)
     compare("  training clip | decord, ColorJitter and crop by pillow", lambda: training[0, 0], decord_and_pillow, 5)
 
 
-def training_step(tune):
-    """A function that takes one training step, of all parameters ("both") or of prompts alone: ViT-B/16, 2 clips of 8
-    frames, 101 classes. Two tokens of a text are the class name, four are "a photo of a" or, with prompts, none."""
-    sizes = dict(embed_dim=512, image_size=224, patch_size=16, vision_width=768, vision_layers=12, context_length=77,
-                 vocab_size=clip.TINY_VOCABULARY, text_width=512, text_layers=12)
-    video, label = torch.randint(256, (2, 8, 3, 224, 224), dtype=torch.uint8), torch.tensor([3, 7])
-    model, tokens = clip.CLIP(**sizes), torch.randint(512, (101, 5 if tune == "prompts" else 9))
-    if tune == "prompts":
-        model.add_prompts((10, 12), (10, 12))
-    train.choose_parameters(model, tune)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+def loader(path):
+    """How much a second worker brings."""
+    use_cores(len(CORES))
+    dataset = data.VideoDataset([(path, 0)] * 160, T, S, train=True)
+
+    def epoch_with(workers):
+        batches = iter(data.make_loader(dataset, data.Batches(160, 4, seed=0), workers))
+        next(batches)  # the workers have started
+        return lambda: [next(batches) for _ in range(9)]
+
+    title(f"36 training clips of {T} frames through the loader, {len(CORES)} cores", "2 workers", "1 worker")
+    one, two = epoch_with(1), epoch_with(2)
+    compare("  two workers | one", two, one, 3)
+
+
+def memory(path):
+    """Whether memory grows with the number of clips read."""
+    dataset = data.VideoDataset([(write_video(path.with_name("small.mkv"), numbered_frames(100)), 0)], 8, S, train=True)
+    print()
+    for i in range(10_000):
+        dataset[i, 0]
+        if i + 1 in (1_000, 10_000):
+            print(f"memory after {i + 1:6} training clips {resident():46.0f} MiB", flush=True)
+
+
+def resident(peak=False):
+    """Memory of this process, now or at most since `forget_peak`, MiB."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+([0-9]+) kB", status)[1]) / 2 ** 10
+
+
+def forget_peak():
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+
+
+def both(name):
+    """open_clip's model of a name such as "ViT-B/32", with random weights, and ours with the same."""
+    torch.manual_seed(0)
+    theirs = open_clip.create_model(name.replace("/", "-") + "-quickgelu")
+    state = theirs.state_dict()
+    ours = clip.CLIP(**clip.dimensions(state))
+    ours.load_state_dict({name: state[name] for name in ours.state_dict()})
+    return ours, theirs
+
+
+def trainer(model, loss):
+    """A function that takes one training step."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
 
     def step():
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(video, tokens), label).backward()
+        loss().backward()
         optimizer.step()
 
     return step
 
 
-def peak(tune):
-    """The memory in MiB that training steps take at most, over what the process had before there was a model."""
-    before = resident()
-    step = training_step(tune)
-    for _ in range(3):
-        step()
-    status = Path("/proc/self/status").read_text()  # not getrusage, which begins with the memory of the parent
-    return int(re.search(r"VmHWM:\s+([0-9]+) kB", status)[1]) / 2 ** 10 - before
+def training(path):
+    """A step of full fine-tuning, 2 clips of 8 frames and the 101 classes of UCF101, beside open_clip's towers with the
+    full 77 tokens and the same loss."""
+    use_cores(len(CORES))
+    rate = matrix_rate((3152, 768, 3072))
+    title(f"training step, 2 clips of 8 frames, 101 classes, {len(CORES)} cores")
+    for name in ("ViT-B/32", "ViT-B/16"):
+        ours, theirs = both(name)
+        texts = [f"a photo of a {name}." for name in UCF101]
+        tokens, padded = ours.tokenizer(texts), open_clip.tokenize(texts)
+        video, label = torch.randn(2, 8, 3, S, S), torch.tensor([3, 70])
+        train.choose_parameters(ours, "both")
+
+        def their_loss(theirs=theirs, video=video, padded=padded, label=label):
+            images = theirs.encode_image(video.flatten(0, 1)).unflatten(0, (2, 8)).mean(dim=1)
+            cosines = F.normalize(images, dim=-1) @ F.normalize(theirs.encode_text(padded), dim=-1).T
+            return F.cross_entropy(theirs.logit_scale.exp() * cosines, label, label_smoothing=0.1)
+
+        def our_loss(ours=ours, video=video, tokens=tokens, label=label):
+            return F.cross_entropy(ours(video, tokens), label, label_smoothing=0.1)
+
+        torch.testing.assert_close(our_loss(), their_loss(), atol=1e-4, rtol=1e-4)
+        step = trainer(ours, our_loss)
+        seconds = compare(f"  {name} | open_clip, 77 tokens", step, trainer(theirs, their_loss), 5)
+        print(f"    {flops(step) / seconds / rate:.0%} of the {rate / 1e9:.0f} GFLOP/s of a matrix product in fp32")
 
 
-def prompting():
+def towers(path):
+    """The image encoders alone, forwards and backwards."""
+    use_cores(len(CORES))
+    rate = matrix_rate((3152, 768, 3072))
+    title(f"image encoder, forwards and backwards, 16 images, {len(CORES)} cores")
+    for name, patch in (("ViT-B/32", 32), ("ViT-B/16", 16)):
+        ours, theirs = both(name)
+        config = transformers.CLIPVisionConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+                                               num_attention_heads=12, patch_size=patch)
+        third = transformers.CLIPVisionModelWithProjection(config)
+        images = torch.randn(16, 3, S, S)
+        ours, theirs, third = (lambda embed=embed, images=images: embed(images).sum().backward() for embed in (
+            ours.visual, theirs.visual, lambda images, model=third: model(images).image_embeds))
+        seconds = compare(f"  {name} | open_clip", ours, theirs, 7)
+        compare(f"  {name} | transformers", ours, third, 7)
+        print(f"    {flops(ours) / seconds / rate:.0%} of the {rate / 1e9:.0f} GFLOP/s of a matrix product")
+
+
+def zero_shot(path):
+    """Evaluation of 100 clips from the files on, beside a plain loop."""
+    use_cores(len(CORES))
+    ours, theirs = both("ViT-B/32")
+    transform = v2.Compose([v2.Resize(S, v2.InterpolationMode.BICUBIC), v2.CenterCrop(S), v2.ToImage(),
+                            v2.ToDtype(torch.float32, scale=True), v2.Normalize(ours.mean.tolist(), ours.std.tolist())])
+    samples = [(path, i % 101) for i in range(100)]
+    args = SimpleNamespace(frames=8, batch_size=32, workers=len(CORES))
+    count = data.count_frames(path)
+
+    def evaluation():
+        return evaluate.evaluate(ours, evaluate.make_loader(args, ours, samples), ours.tokenizer(UCF101))
+
+    @torch.inference_mode()
+    def loop():
+        text = F.normalize(theirs.encode_text(open_clip.tokenize(UCF101)), dim=-1)
+        right = 0
+        for path, label in samples:
+            frames = decord.VideoReader(str(path)).get_batch(data.sample_frames(count, 8)).asnumpy()
+            images = torch.stack([transform(Image.fromarray(frame)) for frame in frames])
+            right += int((theirs.encode_image(images).mean(dim=0) @ text.T).argmax() == label)
+        return right
+
+    title(f"zero-shot evaluation of 100 clips of 8 frames, ViT-B/32, {len(CORES)} cores")
+    compare("  evaluate.evaluate | a loop of decord, pillow and open_clip", evaluation, loop, 3)
+
+
+def prompting(path):
     """A step of prompt learning beside one of full fine-tuning: time and memory."""
-    print(f"{'training step, ViT-B/16, 2 clips of 8 frames, one core':58} {'prompts':>11} {'both':>11}")
-    prompts, both = training_step("prompts"), training_step("both")
-    prompts(), both()
-    compare("  prompt learning | full fine-tuning", prompts, both, 5)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        a, b = pool.map(peak, ("prompts", "both"))
-    print(f"{'  memory: weights, activations, gradients, optimizer':58} {a:8.0f} MiB{b:8.0f} MiB {a / b:5.2f} x")
+    use_cores(len(CORES))
+    title(f"training step, ViT-B/16, 2 clips of 8 frames, {len(CORES)} cores", "prompts", "both")
+    steps, peaks = [], []
+    for tune, template in (("prompts", "{}."), ("both", "a photo of a {}.")):
+        model, _ = both("ViT-B/16")
+        if tune == "prompts":
+            model.add_prompts((10, 12), (10, 12))
+        train.choose_parameters(model, tune)
+        tokens, video = evaluate.class_tokens(model, UCF101, template), torch.randn(2, 8, 3, S, S)
+        steps.append(trainer(model, lambda model=model, video=video, tokens=tokens:
+                             F.cross_entropy(model(video, tokens), torch.tensor([3, 70]))))
+        before = resident()
+        forget_peak()
+        steps[-1](), steps[-1]()
+        peaks.append(resident(peak=True) - before)
+    compare("  prompt learning | full fine-tuning", *steps, 5)
+    a, b = peaks
+    print(f"{'  activations, gradients, optimizer':66} {a:8.0f} MiB {b:8.0f} MiB {b / a:6.2f} x")
 
 
-def resident():
-    """Memory of this process, MiB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2 ** 20
+def growth(path):
+    """Draws time and memory of a training step of ViT-B/32 against T, B, C and S."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    use_cores(len(CORES))
+    model, _ = both("ViT-B/32")
+    state = model.state_dict()
+    figure, panels = plt.subplots(1, 4, figsize=(15, 3.4), layout="constrained")
+    for axes, (key, name, values) in zip(panels, (("T", "frames of a video, T", (4, 8, 16, 32, 64)),
+                                                  ("B", "videos, B", (1, 2, 4, 8, 16)),
+                                                  ("C", "classes, C", (10, 100, 250, 500, 1000)),
+                                                  ("S", "side of the input, S", (64, 128, 224, 320, 448)))):
+        seconds, mebibytes = [], []
+        for value in values:
+            size = {"T": 4, "B": 1, "C": 10, "S": 224} | {key: value}
+            model = clip.CLIP(**clip.dimensions(state) | {"image_size": size["S"]})
+            train.choose_parameters(model, "both")
+            tokens = torch.randint(1, 40_000, (size["C"], 9))
+            video = torch.randn(size["B"], size["T"], 3, size["S"], size["S"])
+            step = trainer(model, lambda model=model, video=video, tokens=tokens:
+                           F.cross_entropy(model(video, tokens), torch.zeros(len(video), dtype=torch.int64)))
+            step()
+            before = resident()
+            forget_peak()
+            times = []
+            for _ in range(3):
+                begin = time.perf_counter()
+                step()
+                times.append(time.perf_counter() - begin)
+            seconds.append(min(times))
+            mebibytes.append(resident(peak=True) - before)
+        axes.plot(values, seconds, color="#0072b2", marker="o")
+        axes.set(xlabel=name, ylabel="seconds", ylim=(0, None), xlim=(0, None))
+        axes.yaxis.label.set_color("#0072b2")
+        other = axes.twinx()
+        other.plot(values, mebibytes, color="#d55e00", marker="s", linestyle="--")
+        other.set(ylabel="MiB", ylim=(0, None))
+        other.yaxis.label.set_color("#d55e00")
+    picture = Path(__file__).with_suffix(".png")
+    figure.savefig(picture, dpi=110)
+    print(f"\ngrowth of a training step of ViT-B/32: {picture}")
 
 
-def memory(path, clips=10_000):
-    """Whether memory grows with the number of clips read."""
-    dataset = data.VideoDataset([(write_video(path, numbered_frames(100)), 0)], 8, S, train=True)
-    for i in range(clips):
-        dataset[i, 0]
-        if i + 1 in (clips // 10, clips):
-            print(f"memory after {i + 1:6} training clips {resident():37.0f} MiB")
+# ---------------------------------------------------------------------------------------------------------------------
+# CUDA
+
+
+def steps_of_training(model, device, args, batches, steps=5):
+    """Clips per second, share of the time spent waiting for data, and peak GiB of train.py's own optimizer step."""
+    train.choose_parameters(model, "both")
+    if args.compile:
+        model.visual.compile()
+        model.transformer.compile()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+    tokens = torch.randint(1, 500, (args.classes, 9), device=device)
+    records = []
+    for step in range(steps + 3):
+        if step == 3 and device.type == "cuda":  # after compilation and the first allocations
+            torch.cuda.reset_peak_memory_stats()
+        records.append(train.optimizer_step(args, model, tokens, batches, optimizer, scaler, 0, step, 1000)[0])
+    return (statistics.median(record["videos_per_second"] for record in records[3:]),
+            statistics.median(record["data_wait"] for record in records[3:]), train.memory(device))
+
+
+def synthetic(args, image_size):
+    """Clips without end, as the loader gives them."""
+    video = torch.randint(256, (args.micro_batch, args.frames, 3, image_size, image_size), dtype=torch.uint8)
+    video = video.pin_memory() if torch.cuda.is_available() else video
+    label, index = torch.arange(args.micro_batch) % args.classes, torch.arange(args.micro_batch)
+    while True:
+        yield video, label, index, [""] * args.micro_batch
+
+
+def cuda_arguments(**changed):
+    return SimpleNamespace(**dict(frames=32, batch_size=64, micro_batch=16, classes=400, amp="bf16", compile=False,
+                                  augment="mix", seed=0, label_smoothing=0.1, epochs=1, warmup_epochs=0, lr=1e-6,
+                                  out=None) | changed)
+
+
+def cuda(path):
+    """Training and evaluation on a GPU, from synthetic clips and from files."""
+    if not torch.cuda.is_available():
+        print("\nCUDA: no GPU here")
+        return
+    device = torch.device("cuda")
+    rate = matrix_rate((8192, 8192, 8192), torch.bfloat16, "cuda")
+    print(f"\n{torch.cuda.get_device_name()}, {rate / 1e12:.0f} TFLOP/s in bf16 (8192 x 8192 x 8192)")
+    print(f"{'training, 400 classes':66} {'clips/s':>8} {'of rate':>8} {'GiB':>7} {'waiting':>8}")
+    rows = [("ViT-B/16", dict(frames=frames, amp=amp, compile=compiled, micro_batch=micro))
+            for frames, amp, compiled, micro in (
+                (32, "bf16", False, 8), (32, "bf16", False, 16), (32, "bf16", False, 32), (32, "bf16", True, 16),
+                (32, "bf16", True, 32), (32, "fp16", True, 32), (16, "bf16", True, 64))]
+    rows += [("ViT-L/14", dict(frames=8, compile=compiled, micro_batch=16)) for compiled in (False, True)]
+    for name, changed in rows:
+        args = cuda_arguments(**changed)
+        model = both(name)[0].to(device)
+        per_clip = 3 * flops(lambda model=model, args=args: model.encode_image(
+            torch.zeros(args.frames, 3, S, S, device=device)))  # forwards, and twice that backwards
+        row = f"  {name}, {args.frames} frames, {args.amp}, compile {args.compile}, {args.micro_batch} videos at once"
+        try:
+            speed, wait, used = steps_of_training(model, device, args, synthetic(args, S))
+            print(f"{row:66} {speed:8.1f} {speed * per_clip / rate:8.0%} {used:7.1f} {wait:8.0%}", flush=True)
+        except torch.OutOfMemoryError:
+            print(f"{row:66} out of memory", flush=True)
+        torch._dynamo.reset()
+    args = cuda_arguments(compile=True, micro_batch=32)
+    dataset = data.VideoDataset([(path, i % 400) for i in range(1024)], args.frames, S, train=True)
+    batches = data.Batches(len(dataset), 64, 0, micro_batch=args.micro_batch)
+    speed, wait, used = steps_of_training(both("ViT-B/16")[0].to(device), device, args,
+                                          iter(data.make_loader(dataset, batches, workers=len(CORES))))
+    row = f"  the same with compile True, 32 at once, from files, {len(CORES)} workers"
+    print(f"{row:66} {speed:8.1f} {'':8} {used:7.1f} {wait:8.0%}")
+    model = both("ViT-B/16")[0].to(device)
+    test = evaluate.make_loader(SimpleNamespace(frames=32, batch_size=32, workers=len(CORES)), model, [(path, 0)] * 512)
+    begin = time.perf_counter()
+    with evaluate.autocast(args, device):
+        evaluate.evaluate(model, test, model.tokenizer(UCF101))
+    print(f"{'evaluation, ViT-B/16, 32 frames, bf16, from files':66} {512 / (time.perf_counter() - begin):8.1f}")
+
+
+SECTIONS = {"reading": reading, "training": training, "towers": towers, "zero-shot": zero_shot, "loader": loader,
+            "prompting": prompting, "memory": memory, "growth": growth, "cuda": cuda}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--video", type=Path, help="file to read (default: one made for it, as UCF101 has them)")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    for name in args.sections:
+        if name not in SECTIONS:
+            parser.error(f"{name} is none of {', '.join(SECTIONS)}")
     with tempfile.TemporaryDirectory() as folder:
-        path = args.video or make_video(Path(folder) / "video.avi")
-        reading(path)
-        memory(Path(folder) / "small.mkv")
-    prompting()
+        cache = Path(folder) / ".cache" / "clip"  # a home with OpenAI's vocabulary
+        cache.mkdir(parents=True)
+        shutil.copy(Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz", cache)
+        os.environ["HOME"] = folder
+        evaluate.keep_memory()
+        for name in args.sections or SECTIONS:
+            SECTIONS[name](args.video or make_video(Path(folder) / "video.avi"))
 
 
 if __name__ == "__main__":
