@@ -618,13 +618,13 @@ def make_loader(dataset, batches, workers):
 
 
 def start_worker(_):
-    """A SIGTERM for all processes is for the main one alone, which needs its workers until it has saved."""
+    """A SIGTERM or Ctrl-C for all processes is for the main one alone, which needs its workers until it has saved."""
     def end_if_told_by_parent():
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
             pass
         os._exit(0)
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     threading.Thread(target=end_if_told_by_parent, daemon=True).start()
 
 

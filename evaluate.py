@@ -605,8 +605,8 @@ def measure(args, models):
 def average(runs):
     """Mean and standard deviation over the splits, in percent, by model and classes: a list of dicts. Where there are
     base and novel classes, also of their harmonic mean, 2 b n / (b + n)."""
-    def row(model, classes, **figures):
-        return {"model": model, "classes": classes} | {
+    def row(model, classes, count, **figures):
+        return {"model": model, "classes": classes, "count": count} | {
             name: (statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
             for name, values in figures.items()}
 
@@ -616,9 +616,10 @@ def average(runs):
         for classes in dict.fromkeys(run["classes"] for run in runs):
             mine = [run for run in runs if (run["model"], run["classes"]) == (model, classes)]
             top1[classes] = [run["top1"] for run in mine]
-            rows.append(row(model, classes, top1=top1[classes], top5=[run["top5"] for run in mine]))
+            count = sum(run["count"] for run in mine)
+            rows.append(row(model, classes, count, top1=top1[classes], top5=[run["top5"] for run in mine]))
         if {"base", "novel"} <= top1.keys():
-            rows.append(row(model, "harmonic mean",
+            rows.append(row(model, "harmonic mean", "",
                             top1=[2 * b * n / max(b + n, 1e-9) for b, n in zip(top1["base"], top1["novel"])]))
     return rows
 
@@ -630,9 +631,10 @@ def report(args, runs, averages):
         return "" if value is None else f"{value:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
 
     width = max(len(row["model"]) for row in averages)
-    say(f"\n{'':{width}}  {'classes':13}  {'top-1':>12}  {'top-5':>12}   %")
+    say(f"\n{'':{width}}  {'classes':13}  {'top-1, %':>12}  {'top-5, %':>12}  videos")
     for row in averages:
-        say(f"{row['model']:{width}}  {row['classes']:13}  {percent(row, 'top1'):>12}  {percent(row, 'top5'):>12}")
+        say(f"{row['model']:{width}}  {row['classes']:13}  {percent(row, 'top1'):>12}  {percent(row, 'top5'):>12}  "
+            f"{row['count']:6}")
     last = [run for run in runs if (run["model"], run["split"]) == (runs[-1]["model"], runs[0]["split"])]
     worst = sorted((row for run in last for row in run["per_class"] if row["top1"] < 100), key=lambda row: row["top1"])
     width = max(13, *(len(row["class"]) for row in worst[:10])) if worst else 13

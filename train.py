@@ -359,7 +359,7 @@ def fit(args, model, train_samples, val_samples, classes, device, last=None):
     Leaves args.json, log.jsonl, curves.png, last.pt and best.pt in the folder `args.out`; `last`, the path of last.pt,
     is where an interrupted run goes on. Returns what is known at the end: a dict with the results of
     `evaluate.evaluate` "before" training and of the "best" epoch, the "unreadable" videos and the "seconds" it took.
-    SIGTERM saves and exits with status 0.
+    SIGTERM saves and exits with status 0, Ctrl-C with 130.
     """
     rank, world = evaluate.rank_and_world()
     per_epoch = len(train_samples) // args.batch_size
@@ -410,11 +410,19 @@ data       {args.train_list or args.data}, split {args.split}, {args.classes} cl
 videos     {len(train_samples)} for training{left_out}, {len(val_samples)} for validation
 input      {args.frames} frames of {model.image_size} x {model.image_size}, prompt {args.template!r}
 training   {args.epochs} epochs of {per_epoch} steps of {args.batch_size} videos, learning rate {args.lr:g}
+augmented  {args.augment}, seed {args.seed}
 machine    {world} x {machine}, {args.micro_batch} videos at once, mixed precision {args.amp}, {args.workers} workers
 results    {args.out}""")
 
     signals = []
-    signal.signal(signal.SIGTERM, lambda *_: signals.append(True))
+
+    def stop_soon(number, _):
+        if signals and number == signal.SIGINT:  # the second Ctrl-C
+            raise KeyboardInterrupt
+        signals.append(number)
+
+    signal.signal(signal.SIGTERM, stop_soon)
+    signal.signal(signal.SIGINT, stop_soon)
     begin = saved = time.perf_counter()
     earlier = progress["seconds"]  # of the processes before this one
 
@@ -427,7 +435,7 @@ results    {args.out}""")
     def stop():
         say(f"stopped after step {progress['step']}; to go on: python {Path(sys.argv[0]).name} --resume {args.out}")
         evaluate.finish()
-        sys.exit(0)
+        sys.exit(130 if signal.SIGINT in signals else 0)
 
     new = ", learned prompts as they start" if args.tune == "prompts" else ""
 

@@ -168,6 +168,15 @@ def interrupt(arguments, folder, lines, sign, home):
     return process.returncode, output
 
 
+def test_ctrl_c_saves_too(home, tmp_path):
+    status, output = interrupt([*SHORT, "--out", tmp_path, "--workers", "2"], tmp_path, 4, signal.SIGINT, home)
+    assert status == 130
+    assert f"to go on: python train.py --resume {tmp_path}" in output
+    assert "Traceback" not in output
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == steps[-1]
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(home, tmp_path):
     """To the bit, after SIGTERM in one epoch and SIGKILL in the next, with other numbers of workers."""
     alone, folder = tmp_path / "alone", tmp_path / "killed"
