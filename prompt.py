@@ -115,7 +115,7 @@ def story(args, device):
         tokens = evaluate.class_tokens(model, classes, model.template)
         return evaluate.evaluate(model, evaluate.make_loader(new, model, validation), tokens)["top1"]
 
-    recipe = train.TINY | dict(tune="both", fusion="embedding", template="a photo of a {}.")
+    recipe = train.TINY | dict(tune="both", fusion="embedding")
     few = dict(classes="novel")
     bridge = str(args.out / "bridge" / "best.pt")
     run("bridge", full, **recipe, classes="base", shots=None)
