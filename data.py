@@ -407,7 +407,8 @@ def folder(root, split, train):
     folder of its frames."""
     names = sorted(path.name for path in (root / "train").iterdir() if path.is_dir() and path.name[0] != ".")
     samples = []
-    for path in sorted(path for path in (root / ("train" if train else "val")).glob("[!.]*/*")):
+    for path in sorted(path for name in (root / ("train" if train else "val")).iterdir() for path in name.glob("*")
+                       if name.name[0] != "."):
         if path.suffix.lower() in VIDEO_FILES or path.is_dir():
             if path.parent.name not in names:
                 raise ValueError(f"{path} is of a class that {root / 'train'} lacks")
@@ -553,6 +554,7 @@ class VideoDataset(torch.utils.data.Dataset):
         return len(self.paths)
 
     def read_clip(self, epoch, index):
+        """The video alone, as the class docstring says. Raises ValueError or OSError if it cannot be read."""
         short_side = round(self.image_size * SHORT_SIDE)
         if self.train and self.augment != "none":
             rng = np.random.default_rng([self.seed, epoch, index])
@@ -667,16 +669,15 @@ def dataset(text):
 
 def add_arguments(parser, name="--data", training=False):
     """The flags about data, the same in every script; here the name of the data set needs no flag. `training` adds
-    those about training videos; in evaluation there may be several splits and classes."""
+    those about training videos; without there may be several splits and kinds of classes."""
     group = parser.add_argument_group("data")
-    several, one = (dict(nargs="+"), lambda value: [value]) if not training else ({}, lambda value: value)
+    several = {} if training else dict(nargs="+")
     group.add_argument(name, nargs=None if name.startswith("-") else "?", type=dataset, metavar="DATA",
                        help=f"{', '.join(DATASETS)}, or a folder of your own videos, train/<class>/* and val/<class>/* "
                             "(default: toy, or as the weights were trained)")
     group.add_argument("--root", type=Path, help="folder that holds it (default: datasets/NAME; the toy draws itself)")
-    group.add_argument("--split", type=int, choices=(1, 2, 3), default=one(1), help="official split (default: 1)",
-                       **several)
-    group.add_argument("--classes", choices=("all", "base", "novel"), default=one("all"), **several,
+    group.add_argument("--split", type=int, choices=(1, 2, 3), default=1, help="official split (default: 1)", **several)
+    group.add_argument("--classes", choices=("all", "base", "novel"), default="all", **several,
                        help="base: the half with the most training videos; novel: the others (default: all)")
     group.add_argument("--val-list", type=Path,
                        help="in place of a split, a list of the original code: 'path label' a line, paths below --root "
@@ -790,6 +791,7 @@ def report(samples, names, args):
 
 
 def main():
+    """Shows what is on disk: counts, missing and unreadable files, a contact sheet."""
     parser = Parser(__doc__)
     add_arguments(parser, "data", training=True)
     parser.add_argument("--resolution", type=at_least(1), help="side of the input in pixels (default: 224, toy 64)")

@@ -76,11 +76,11 @@ def views(text):
     return int(match[1]), int(match[2])
 
 
-def complete(parser, args, defaults, tiny_defaults):
-    """Fills in what depends on the data set, the model or the machine, and ends wrong calls with exit status 2."""
+def complete(parser, args, defaults, tiny_defaults, trained):
+    """Fills in what depends on the data set, the model or the machine, and ends wrong calls with exit status 2.
+    `trained` are the arguments with which --weights were made, as far as they are known."""
     args.data = args.data or (None if args.val_list else "toy")
     args.root = args.root and Path(args.root).absolute()
-    trained = clip.read(args.weights).get("args", {}) if args.weights and not args.model else {}
     args.model = args.model or trained.get("model") or ("tiny" if args.data == "toy" else "ViT-B/16")
     for name, value in (tiny_defaults if args.model == "tiny" else defaults).items():
         if getattr(args, name) is None:
@@ -258,10 +258,10 @@ def confusion(scores, labels, errors):
     return matrix.index_put_((labels[read], scores[read].argmax(dim=1)), ones, accumulate=True)
 
 
-def worst_classes(scores, labels, errors, classes):
+def worst_classes(matrix, scores, labels, errors, classes):
     """A dict for each class that has videos, the worst first: name, top-1 in percent, number of videos, the class that
-    it is most often taken for, "" if for none."""
-    matrix, rows = confusion(scores, labels, errors), []
+    it is most often taken for, "" if for none; `matrix` is the confusion."""
+    rows = []
     for label, name in enumerate(classes):
         mine = labels == label
         if mine.any():
@@ -331,7 +331,6 @@ def figure(path, *args, **options):
     yield axes
     picture.savefig(path, dpi=120)
     plt.close(picture)
-    say(f"drawn: {path}")
 
 
 def draw_confusion(matrix, classes, path):
@@ -345,6 +344,7 @@ def draw_confusion(matrix, classes, path):
         if len(classes) <= MAX_NAMES:
             axes.set_xticks(range(len(classes)), classes, rotation=90)
             axes.set_yticks(range(len(classes)), classes)
+    say(f"drawn: {path}")
 
 
 def draw_blend(curves, path):
@@ -356,6 +356,7 @@ def draw_blend(curves, path):
                           capsize=3, label=name)
         axes.set(xlabel="share of the fine-tuned weights; 0 is plain CLIP", ylabel="top-1, %", xlim=(-0.03, 1.03))
         axes.legend()
+    say(f"drawn: {path}")
 
 
 def flatten(embeddings):
@@ -387,6 +388,7 @@ def draw_embeddings(names, found, classes, path):
             axes.set(xticks=[], yticks=[], xlabel=f"{kind} 1\n{name}", ylabel=f"{kind} 2")
         handles, labels = row[-1].get_legend_handles_labels()
         row[-1].figure.legend(handles, labels, loc="outside right upper", ncols=columns, fontsize=8)
+    say(f"drawn: {path}")
 
 
 @torch.inference_mode()
@@ -418,14 +420,15 @@ def draw_attention(models, video, path, tile=144):
         return torch.nn.functional.interpolate(x, (tile, tile), mode="bicubic", antialias=True).clamp(0, 1)
 
     frames = resize(video.float() / 255)
+    maps = {name: attention(model, video.to(model.logit_scale.device)) for name, model in models.items()}
     rows = {"frame": frames}
     for place, kind in enumerate(("last layer", "rollout")):
-        for name, model in models.items():
-            maps = attention(model, video.to(model.logit_scale.device))[place]
-            rows[f"{name}\n{kind}"] = frames * (0.15 + 0.85 * resize(maps[:, None]))
+        for name in models:
+            rows[f"{name}\n{kind}"] = frames * (0.15 + 0.85 * resize(maps[name][place][:, None]))
     tiles = [(255 * row).byte().permute(0, 2, 3, 1).numpy() for row in rows.values()]  # of [T, tile, tile, 3]
 
     def sheet(columns):
+        """The picture of some of the frames, a column each."""
         picture = Image.new("RGB", (170 + len(columns) * (tile + 2), len(rows) * (tile + 2)), "white")
         draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=15)
         for y, (title, row) in enumerate(zip(rows, tiles)):
@@ -451,7 +454,7 @@ def parse_args():
     """The arguments, complete and consistent; ends wrong calls with exit status 2."""
     parser = data.Parser(__doc__)
     add_arguments(parser, batch_size="32")
-    parser.set_defaults(split=None, batch_size=32)
+    parser.set_defaults(split=None, classes=["all"], batch_size=32)
     group = parser.add_argument_group("evaluation")
     group.add_argument("--zero-shot", action="store_true",
                        help="plain CLIP: --model as it is (the default without --weights)")
@@ -504,7 +507,7 @@ def parse_args():
         if getattr(args, name) is None:
             setattr(args, name, trained.get(name))
     args.split = args.split if isinstance(args.split, list) else [args.split or 1]
-    complete(parser, args, dict(frames=32), dict(frames=8))
+    complete(parser, args, dict(frames=32), dict(frames=8), trained)
     return args
 
 
@@ -590,7 +593,7 @@ def measure(args, models):
             matrix = confusion(scores, found.labels, found.errors)
             runs.append({"model": model, "split": split, "classes": classes,
                          **accuracy(scores, found.labels, found.errors),
-                         "per_class": worst_classes(scores, found.labels, found.errors, names),
+                         "per_class": worst_classes(matrix, scores, found.labels, found.errors, names),
                          "confused": confused_pairs(matrix, names)})
         name = (f"-{classes}" if len(args.classes) > 1 else "") + (f"-{split}" if len(args.split) > 1 else "")
         if main_process and args.out:
@@ -646,6 +649,7 @@ def report(args, runs, averages):
 
 
 def main():
+    """Accuracy or labels of own videos, and the pictures that are asked for."""
     args = parse_args()
     device = start(args)
     if args.out:

@@ -34,6 +34,7 @@ TOY_SHOTS = 2
 
 
 def parse_args():
+    """The arguments, complete and consistent; ends wrong calls with exit status 2."""
     parser = train.make_parser(__doc__, FEW_SHOT, TINY)
     parser.set_defaults(tune="prompts")
     group = parser.add_argument_group("prompts")
@@ -133,6 +134,7 @@ def story(args, device):
 
 
 def main():
+    """The story of the toy, or one run on the data and weights that are asked for."""
     args = parse_args()
     device = evaluate.start(args)
     if args.data == "toy" and not args.weights and not args.resume:

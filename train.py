@@ -97,7 +97,8 @@ def parse_args(parser, defaults, tiny_defaults):
         args = arguments_of_run(parser, args.out if args.resume == Path() else args.resume)
     elif args.out and (args.out / "args.json").exists():
         parser.error(f"--out {args.out} holds a run already; go on with it by --resume")
-    evaluate.complete(parser, args, defaults, tiny_defaults)
+    trained = clip.read(args.weights).get("args", {}) if args.weights and not args.model else {}
+    evaluate.complete(parser, args, defaults, tiny_defaults, trained)
     if args.warmup_epochs >= args.epochs:
         say(f"warning: a warm-up of {args.warmup_epochs:g} epochs is not over before the end of --epochs {args.epochs}")
     if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
@@ -190,30 +191,23 @@ class Log:
 
 def draw_curves(folder):
     """Draws curves.png from log.jsonl: loss, learning rate and accuracy against epochs."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     steps, validations = [r for r in log if "loss" in r], [r for r in log if "top1" in r]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    epochs = [r["epoch"] for r in steps]
-    left.plot(epochs, [r["loss"] for r in steps], color="#0072b2", linewidth=1)
-    left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
-    left.yaxis.label.set_color("#0072b2")
-    rate = left.twinx()
-    rate.plot(epochs, [r["lr"] for r in steps], color="#d55e00", linewidth=1, linestyle="--")
-    rate.set(ylabel="learning rate", ylim=(0, None))
-    rate.yaxis.label.set_color("#d55e00")
-    epochs = [r["epoch"] for r in validations]
-    right.plot(epochs, [r["top1"] for r in validations], color="#0072b2", marker="o", label="top-1")
-    right.plot(epochs, [r["top5"] for r in validations], color="#009e73", marker="s", label="top-5")
-    right.axhline(validations[0]["top1"], color="#555555", linestyle=":", label="top-1 before training")
-    right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
-    right.legend(loc="center right")
-    figure.savefig(folder / "curves.png", dpi=120)
-    plt.close(figure)
+    with evaluate.figure(folder / "curves.png", 1, 2, figsize=(10, 3.6)) as (left, right):
+        epochs = [r["epoch"] for r in steps]
+        left.plot(epochs, [r["loss"] for r in steps], color="#0072b2", linewidth=1)
+        left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
+        left.yaxis.label.set_color("#0072b2")
+        rate = left.twinx()
+        rate.plot(epochs, [r["lr"] for r in steps], color="#d55e00", linewidth=1, linestyle="--")
+        rate.set(ylabel="learning rate", ylim=(0, None))
+        rate.yaxis.label.set_color("#d55e00")
+        epochs = [r["epoch"] for r in validations]
+        right.plot(epochs, [r["top1"] for r in validations], color="#0072b2", marker="o", label="top-1")
+        right.plot(epochs, [r["top5"] for r in validations], color="#009e73", marker="s", label="top-5")
+        right.axhline(validations[0]["top1"], color="#555555", linestyle=":", label="top-1 before training")
+        right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
+        right.legend(loc="center right")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -440,6 +434,7 @@ results    {args.out}""")
     new = ", learned prompts as they start" if args.tune == "prompts" else ""
 
     def validate(epoch):
+        """Accuracy on the validation videos, logged and printed."""
         tokens = evaluate.class_tokens(model, classes, model.template)
         with evaluate.autocast(args, device):
             results = evaluate.evaluate(model, val_loader, tokens)
@@ -520,6 +515,7 @@ the best model is {args.out / "best.pt"}""")
 
 
 def main():
+    """Fine-tuning, new or resumed, from the arguments to the figures at the end."""
     parser = make_parser(__doc__, PAPER, TINY)
     group = parser.add_argument_group("what is trained")
     group.add_argument("--tune", choices=("both", "image", "text"), default="both",

@@ -477,3 +477,9 @@ def test_some_videos_are_read_or_all(arguments, read, tmp_path, capsys, monkeypa
     monkeypatch.setattr("sys.argv", ["data.py", "--out", str(tmp_path / "toy.png"), *arguments])
     data.main()
     assert f"\n  {read} tried: " in capsys.readouterr().out
+
+
+def test_a_folder_without_val_is_told_with_what_belongs_there(tmp_path):
+    (tmp_path / "train" / "archery").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="val is missing. Your own videos: train/<class>"):
+        data.read_dataset(str(tmp_path))

@@ -115,7 +115,7 @@ def test_confusions_and_worst_classes_are_those_of_a_plain_count():
             expected[label, score.argmax()] += 1
     matrix = evaluate.confusion(scores, labels, errors)
     np.testing.assert_array_equal(matrix, expected)
-    rows = evaluate.worst_classes(scores, labels, errors, ["a", "b", "c", "never"])
+    rows = evaluate.worst_classes(matrix, scores, labels, errors, ["a", "b", "c", "never"])
     assert [row["top1"] for row in rows] == sorted(row["top1"] for row in rows)
     for row in rows:
         i = ["a", "b", "c", "never"].index(row["class"])

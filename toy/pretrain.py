@@ -60,6 +60,7 @@ def batch(size, rng):
 
 
 def main():
+    """Trains the tiny CLIP and saves its weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2500, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="images in a batch (default: %(default)s)")
