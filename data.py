@@ -637,8 +637,9 @@ def start_worker(_):
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose help begins with the docstring of the script and whose errors are one line."""
 
-    def __init__(self, doc):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    def __init__(self, doc, usage="python %(prog)s [flags]"):
+        super().__init__(usage=usage, description=doc, allow_abbrev=False,
+                         formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28))
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -673,27 +674,24 @@ def add_arguments(parser, name="--data", training=False):
     group = parser.add_argument_group("data")
     several = {} if training else dict(nargs="+")
     group.add_argument(name, nargs=None if name.startswith("-") else "?", type=dataset, metavar="DATA",
-                       help=f"{', '.join(DATASETS)}, or a folder of your own videos, train/<class>/* and val/<class>/* "
-                            "(default: toy, or as the weights were trained)")
-    group.add_argument("--root", type=Path, help="folder that holds it (default: datasets/NAME; the toy draws itself)")
+                       help=f"{', '.join(DATASETS)}, or a folder of your own, train/<class>/* and val/<class>/* "
+                            "(default: toy)")
+    group.add_argument("--root", type=Path, help="folder that holds it (default: datasets/DATA; the toy draws itself)")
     group.add_argument("--split", type=int, choices=(1, 2, 3), default=1, help="official split (default: 1)", **several)
     group.add_argument("--classes", choices=("all", "base", "novel"), default="all", **several,
                        help="base: the half with the most training videos; novel: the others (default: all)")
-    group.add_argument("--val-list", type=Path,
-                       help="in place of a split, a list of the original code: 'path label' a line, paths below --root "
-                            "or the root of DATA")
-    group.add_argument("--labels", help="CSV of id,name that goes with the lists")
-    group.add_argument("--frames", type=at_least(1),
-                       help="frames taken from a video (default: 32, for tiny 8, or as the weights were trained)")
+    group.add_argument("--val-list", type=Path, metavar="FILE",
+                       help="lines 'path label' below --root in place of a split, as in the original code")
+    group.add_argument("--labels", metavar="FILE", help="CSV of id,name that goes with the lists")
+    group.add_argument("--frames", type=at_least(1), metavar="N", help="frames of a video (default: 32; tiny: 8)")
     if training:
-        group = parser.add_argument_group("training data")
-        group.add_argument("--train-list", type=Path, help="as --val-list, for training")
-        group.add_argument("--shots", type=at_least(1), help="training videos of each class, by --seed (default: all)")
-        group.add_argument("--augment", choices=AUGMENTATIONS,
-                           help="none: clips as in evaluation; crop: frames, crops and flips at random; color: and "
-                                "colours; mix: and mixup or CutMix (default: mix, for tiny crop)")
-        group.add_argument("--seed", type=at_least(0), default=1024,
-                           help="of everything that is random (default: %(default)s)")
+        group.add_argument("--train-list", type=Path, metavar="FILE", help="as --val-list, for training")
+        group.add_argument("--shots", type=at_least(1), metavar="N", help="training videos of a class (default: all)")
+        group.add_argument("--augment", choices=AUGMENTATIONS, metavar="HOW",
+                           help="none; crop: frames, crop and flip at random; color: and colours; mix: and mixup or "
+                                "CutMix (default: mix; tiny: crop)")
+        group.add_argument("--seed", type=at_least(0), metavar="N", default=1024,
+                           help="of all that is random (default: %(default)s)")
 
 
 def check_lists(parser, args):
@@ -704,28 +702,32 @@ def check_lists(parser, args):
         parser.error(f"{first}--val-list and --labels go together, and not with --classes")
 
 
-CHECKED = 100  # videos of each half, spread over it
-
-
-def draw_contact_sheet(dataset, names, path, num_videos=10, num_frames=8, tile=128):
-    """Draws what the model will see: a row for each of some videos of a VideoDataset, spread over its classes, with the
-    class name and `num_frames` of the frames, as sampled, cropped, flipped and coloured. Saves it as a picture."""
-    indices = np.unique(np.linspace(0, len(dataset) - 1, num_videos).astype(int)).tolist()
-    colors = draw_colors(dataset.seed, 0, indices)
-    sheet = Image.new("RGB", (210 + num_frames * (tile + 2), len(indices) * (tile + 2)), "white")
+def picture_grid(rows, tile=128):
+    """A picture of some rows, each a (title, frames uint8 [T, 3, S, S]), with frames of `tile` x `tile` pixels."""
+    step = tile + 2
+    sheet = Image.new("RGB", (210 + step * max(len(frames) for _, frames in rows), step * len(rows)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
-    for row, index in enumerate(indices):
-        video, _, _, error = dataset[0, index]
-        title = names[dataset.labels[index]] if not error else f"unreadable: {Path(dataset.paths[index]).name}"
-        draw.text((8, row * (tile + 2) + tile // 2), "\n".join(textwrap.wrap(title, 24)), "black", font, anchor="lm")
-        if error:
-            continue
+    for y, (title, frames) in enumerate(rows):
+        title = "\n".join(textwrap.fill(line, 24) for line in title.split("\n"))
+        draw.text((8, y * step + tile // 2), title, "black", font, anchor="lm")
+        for x, frame in enumerate(frames):
+            picture = Image.fromarray(frame.permute(1, 2, 0).numpy())
+            sheet.paste(picture.resize((tile, tile)), (210 + x * step, y * step))
+    return sheet
+
+
+def draw_contact_sheet(dataset, names, path, num_videos=10, num_frames=8):
+    """Draws what the model will see: a row for each of some videos of a VideoDataset, spread over its classes, with the
+    class name and `num_frames` of the frames, as sampled, cropped, flipped and coloured."""
+    indices = np.unique(np.linspace(0, len(dataset) - 1, num_videos).astype(int)).tolist()
+    rows = []
+    for index, colors in zip(indices, draw_colors(dataset.seed, 0, indices)):
+        video, label, _, error = dataset[0, index]
         if dataset.augment in ("color", "mix"):
-            video = change_colors(video[None], colors[row : row + 1])[0].byte()
-        for column, frame in enumerate(video[sample_frames(len(video), num_frames)]):
-            picture = Image.fromarray(frame.permute(1, 2, 0).numpy()).resize((tile, tile))
-            sheet.paste(picture, (210 + column * (tile + 2), row * (tile + 2)))
-    sheet.save(path)
+            video = change_colors(video[None], colors[None])[0].byte()
+        frames = video[sample_frames(len(video), num_frames)]
+        rows.append((f"unreadable: {Path(dataset.paths[index]).name}", frames[:0]) if error else (names[label], frames))
+    picture_grid(rows).save(path)
 
 
 def say(text=""):
@@ -739,6 +741,9 @@ def run(main):
     stderr and exit status 1."""
     try:
         main()
+    except BrokenPipeError:  # who reads the output, `head` for example, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.strerror:
             error = ": ".join(str(part) for part in (error.strerror, error.filename) if part)
@@ -753,6 +758,9 @@ def run(main):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+CHECKED = 100  # videos of each half, spread over it
 
 
 def report(samples, names, args):
@@ -792,11 +800,12 @@ def report(samples, names, args):
 
 def main():
     """Shows what is on disk: counts, missing and unreadable files, a contact sheet."""
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, usage="python %(prog)s [DATA] [flags]")
     add_arguments(parser, "data", training=True)
-    parser.add_argument("--resolution", type=at_least(1), help="side of the input in pixels (default: 224, toy 64)")
-    parser.add_argument("--check-all", action="store_true", help=f"read every video, not just some {CHECKED}")
-    parser.add_argument("--out", type=Path, help="PNG to draw the contact sheet to (default: NAME.png)")
+    group = parser.add_argument_group("a look at them")
+    group.add_argument("--resolution", type=at_least(1), metavar="N", help="pixels a side (default: 224; toy: 64)")
+    group.add_argument("--check-all", action="store_true", help=f"read every video, not just some {CHECKED}")
+    group.add_argument("--out", type=Path, metavar="PNG", help="the contact sheet to draw (default: DATA.png)")
     args = parser.parse_args()
     check_lists(parser, args)
     args.data = args.data or (None if args.val_list else "toy")

@@ -4,7 +4,8 @@
 
 A class is nothing but its name, so any model can be asked about any classes: plain CLIP, zero-shot, about videos that
 nobody trained it for, and a fine-tuned one about classes that it has never seen. Every video is counted exactly once,
-whatever the batch size and the number of processes; one that cannot be read counts as wrong.
+whatever the batch size and the number of processes; one that cannot be read counts as wrong. Flags that are left out
+are as they were when the weights were trained.
 
     python evaluate.py --zero-shot                        plain CLIP on the toy
     python evaluate.py --weights runs/toy/best.pt         a fine-tuned model, on the data that it was made for
@@ -23,14 +24,12 @@ import os
 import re
 import statistics
 import sys
-import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 import clip
@@ -46,19 +45,19 @@ def add_arguments(parser, batch_size, training=False):
     default. Defaults that depend on something are None and filled in by `complete`."""
     data.add_arguments(parser, training=training)
     group = parser.add_argument_group("model")
-    group.add_argument("--model", choices=clip.MODELS,
-                       help="the CLIP to start from (default: ViT-B/16, for the toy tiny)")
-    group.add_argument("--weights", help="weights to take in its place: a file of any CLIP with a ViT, or a name")
-    group.add_argument("--resolution", type=data.at_least(1),
-                       help="side of the input in pixels (default: as the weights were trained; 224)")
+    group.add_argument("--model", choices=clip.MODELS, metavar="NAME",
+                       help=f"the CLIP to start from: {', '.join(clip.MODELS)} (default: ViT-B/16; toy: tiny)")
+    group.add_argument("--weights", metavar="FILE", help="weights to take in its place, of any CLIP with a ViT")
+    group.add_argument("--resolution", type=data.at_least(1), metavar="N",
+                       help="pixels a side (default: as the weights were trained, 224)")
     group = parser.add_argument_group("machine")
-    group.add_argument("--workers", type=data.at_least(0), default=min(len(os.sched_getaffinity(0)), 8),
-                       help="processes that decode, per GPU (default: one per CPU core, at most 8; here %(default)s)")
-    group.add_argument("--gpus", type=data.at_least(0), help="GPUs to use; 0 is the CPU (default: 1 if there is one)")
-    group.add_argument("--batch-size", type=data.at_least(1),
+    group.add_argument("--gpus", type=data.at_least(0), metavar="N", help="0 is the CPU (default: 1 if there is one)")
+    group.add_argument("--workers", type=data.at_least(0), metavar="N", default=min(len(os.sched_getaffinity(0)), 8),
+                       help="processes that decode, per GPU (default: one per core, at most 8)")
+    group.add_argument("--batch-size", type=data.at_least(1), metavar="N",
                        help=f"videos in a batch, over all GPUs (default: {batch_size})")
     group.add_argument("--amp", choices=("bf16", "fp16", "off"),
-                       help="mixed precision (default: bf16, on GPUs without it fp16, on CPUs off)")
+                       help="mixed precision (default: bf16, fp16 where the GPU has no bf16, off on the CPU)")
 
 
 def template(text):
@@ -421,28 +420,18 @@ def draw_attention(models, video, path, tile=144):
 
     frames = resize(video.float() / 255)
     maps = {name: attention(model, video.to(model.logit_scale.device)) for name, model in models.items()}
-    rows = {"frame": frames}
+    rows = [("frame", frames)]
     for place, kind in enumerate(("last layer", "rollout")):
-        for name in models:
-            rows[f"{name}\n{kind}"] = frames * (0.15 + 0.85 * resize(maps[name][place][:, None]))
-    tiles = [(255 * row).byte().permute(0, 2, 3, 1).numpy() for row in rows.values()]  # of [T, tile, tile, 3]
+        rows += [(f"{name}\n{kind}", frames * (0.15 + 0.85 * resize(maps[name][place][:, None]))) for name in models]
 
-    def sheet(columns):
-        """The picture of some of the frames, a column each."""
-        picture = Image.new("RGB", (170 + len(columns) * (tile + 2), len(rows) * (tile + 2)), "white")
-        draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=15)
-        for y, (title, row) in enumerate(zip(rows, tiles)):
-            lines = "\n".join(textwrap.fill(line, 20) for line in title.split("\n"))
-            draw.text((6, y * (tile + 2) + tile // 2), lines, "black", font, anchor="lm")
-            for x, column in enumerate(columns):
-                picture.paste(Image.fromarray(row[column]), (170 + x * (tile + 2), y * (tile + 2)))
-        return picture
+    def sheet(shown):
+        return data.picture_grid([(title, (255 * row[shown]).byte()) for title, row in rows], tile)
 
     if path.suffix == ".gif":
         first, *others = [sheet([i]) for i in range(len(video))]
         first.save(path, save_all=True, append_images=others, duration=250, loop=0)
     else:
-        sheet(data.sample_frames(len(video), min(len(video), 8)).tolist()).save(path)
+        sheet(data.sample_frames(len(video), min(len(video), 8))).save(path)
     say(f"drawn: {path}")
 
 
@@ -456,28 +445,24 @@ def parse_args():
     add_arguments(parser, batch_size="32")
     parser.set_defaults(split=None, classes=["all"], batch_size=32)
     group = parser.add_argument_group("evaluation")
-    group.add_argument("--zero-shot", action="store_true",
-                       help="plain CLIP: --model as it is (the default without --weights)")
-    group.add_argument("--template", type=template,
-                       help='sentence around a class name (default: as in training; for CLIP "{}")')
+    group.add_argument("--zero-shot", action="store_true", help="plain CLIP (the default without --weights)")
+    group.add_argument("--template", type=template, metavar="TEXT",
+                       help='sentence around a class name (default: as in training; plain CLIP: "{}")')
     group.add_argument("--views", type=views, default=(1, 1), metavar="VxK",
-                       help="V clips of each video, and K = 3 crops of each or the centre, 1: their probabilities are "
-                            "averaged (default: 1x1; the paper's fully supervised rows: 4x3)")
+                       help="V clips of each video, K crops of each: 1 or 3 (default: 1x1)")
     group.add_argument("--blend", type=data.at_least(0, float, 1), nargs="+", metavar="SHARE",
-                       help="weights between those of --model, 0, and --weights, 1; of several, a picture is drawn")
-    group.add_argument("--frames-per-step", type=data.at_least(1), default=FRAMES_PER_STEP,
+                       help="mix the weights of --model, 0, with --weights, 1; of several, a picture is drawn")
+    group.add_argument("--frames-per-step", type=data.at_least(1), metavar="N", default=FRAMES_PER_STEP,
                        help="frames that a GPU encodes at once (default: %(default)s)")
     group = parser.add_argument_group("a look at the model")
     group.add_argument("--video", nargs="+", type=Path, metavar="PATH",
-                       help="your own videos, or folders of them, to be told apart by --labels: the names separated by "
-                            "commas, or a file with one a line (default: the classes of --weights)")
+                       help="your own videos, or folders of them, to be told apart by --labels: names between commas, "
+                            "or a file with one a line (default: the classes of --weights)")
     group.add_argument("--attention", nargs="?", const="attention.png", metavar="NAME",
-                       help="draw where the class token looks in some videos; .gif moves (default: %(const)s)")
-    group.add_argument("--embeddings", action="store_true",
-                       help="save the embeddings of videos and texts as embeddings.npz, and draw them")
-    group.add_argument("--out", type=Path,
-                       help="folder for all files, also results.json and confusion.png (default: the current one, "
-                            "without these two)")
+                       help="draw where the class token looks; .gif moves (default: %(const)s)")
+    group.add_argument("--embeddings", action="store_true", help="save them as embeddings.npz, and draw them")
+    group.add_argument("--out", type=Path, metavar="FOLDER",
+                       help="for all files, also results.json and confusion.png (default: here, without these two)")
     args = parser.parse_args()
     if args.zero_shot and args.weights:
         parser.error("--zero-shot is about plain CLIP: give --model, not --weights")

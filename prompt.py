@@ -10,7 +10,7 @@ A few videos are enough for so few parameters, and as these belong to no class, 
 
     python prompt.py                                      the toy: bridge, prompts, and what they are compared with
     python prompt.py --data hmdb51 --shots 4 --weights runs/k400/best.pt
-    python prompt.py --data hmdb51 --classes base --weights runs/k400/best.pt
+    python prompt.py --data hmdb51 --classes base --weights runs/k400/best.pt     the recipe of base to novel
 """
 import copy
 
@@ -38,14 +38,14 @@ def parse_args():
     parser = train.make_parser(__doc__, FEW_SHOT, TINY)
     parser.set_defaults(tune="prompts")
     group = parser.add_argument_group("prompts")
-    group.add_argument("--ctx", type=data.at_least(0), help="prompt tokens of each encoder")
-    group.add_argument("--depth", type=data.at_least(1), help="layers with prompts of their own, in each encoder")
+    group.add_argument("--ctx", type=data.at_least(0), metavar="N", help="prompt tokens of each encoder")
+    group.add_argument("--depth", type=data.at_least(1), metavar="N", help="layers with prompts of their own in each")
     for encoder in ("vision", "text"):
         for name, least in (("ctx", 0), ("depth", 1)):
             row = f"{name}_{encoder}"
-            group.add_argument(f"--{name}-{encoder}", type=data.at_least(least),
-                               help=f"those of the {encoder} encoder (default: {FEW_SHOT[row]}, with --classes base "
-                                    f"{BASE_TO_NOVEL[row]}, for tiny {TINY[row]}){'' if least else '; 0: none'}")
+            group.add_argument(f"--{name}-{encoder}", type=data.at_least(least), metavar="N",
+                               help=f"in the {encoder} encoder (default: {FEW_SHOT[row]}, with --classes base "
+                                    f"{BASE_TO_NOVEL[row]}; tiny: {TINY[row]})")
     group.add_argument("--merge", action="store_true", help="save the frozen weights too, not the prompts alone")
     given = parser.parse_args()
     for encoder in ("vision", "text"):

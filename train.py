@@ -58,33 +58,33 @@ MACHINE = {"root", "workers", "gpus", "micro_batch", "compile", "checkpoint_acti
 def make_parser(doc, defaults, tiny_defaults):
     """The flags that training of any kind has; what the help says of their defaults is from the two tables."""
     def default(name):
-        return f"(default: {defaults[name]:g}, for tiny {tiny_defaults[name]:g})"
+        return f"(default: {defaults[name]:g}; tiny: {tiny_defaults[name]:g})"
 
     parser = data.Parser(doc)
-    evaluate.add_arguments(parser, batch_size=f"{defaults['batch_size']}, for tiny {tiny_defaults['batch_size']}",
+    evaluate.add_arguments(parser, batch_size=f"{defaults['batch_size']}; tiny: {tiny_defaults['batch_size']}",
                            training=True)
     group = parser.add_argument_group("recipe")
-    group.add_argument("--epochs", type=data.at_least(1), help=f"passes through the data {default('epochs')}")
-    group.add_argument("--warmup-epochs", type=data.at_least(0, float),
-                       help=f"epochs in which the learning rate rises from 0 {default('warmup_epochs')}")
-    group.add_argument("--lr", type=data.at_least(0, float), help=f"highest learning rate {default('lr')}")
-    group.add_argument("--weight-decay", type=data.at_least(0, float), default=1e-3,
-                       help="weight decay of AdamW (default: %(default)s)")
-    group.add_argument("--label-smoothing", type=data.at_least(0, float, 1), default=0.1,
+    group.add_argument("--epochs", type=data.at_least(1), metavar="N", help=f"passes over the data {default('epochs')}")
+    group.add_argument("--warmup-epochs", type=data.at_least(0, float), metavar="X",
+                       help=f"until the learning rate is at its highest {default('warmup_epochs')}")
+    group.add_argument("--lr", type=data.at_least(0, float), metavar="X", help=f"highest learning rate {default('lr')}")
+    group.add_argument("--weight-decay", type=data.at_least(0, float), metavar="X", default=1e-3,
+                       help="of AdamW (default: %(default)s)")
+    group.add_argument("--label-smoothing", type=data.at_least(0, float, 1), metavar="X", default=0.1,
                        help="share of the target spread over all classes (default: %(default)s)")
-    group.add_argument("--template", type=evaluate.template,
+    group.add_argument("--template", type=evaluate.template, metavar="TEXT",
                        help=f'sentence around a class name (default: "{defaults["template"]}")')
     group = parser.add_argument_group("time and memory")
-    group.add_argument("--micro-batch", type=data.at_least(1),
-                       help="videos of a batch that a GPU takes at once (default: its whole share of --batch-size)")
+    group.add_argument("--micro-batch", type=data.at_least(1), metavar="N",
+                       help="videos that a GPU takes at once (default: its share of --batch-size)")
     group.add_argument("--checkpoint-activations", action="store_true",
-                       help="less memory for a third more time: compute activations twice")
+                       help="compute activations twice: less memory, a third more time")
     group.add_argument("--compile", action="store_true", help="compile both encoders: slower to start, then faster")
     group = parser.add_argument_group("run")
-    group.add_argument("--out", type=Path, help="folder of the run, a new one (default: runs/NAME)")
+    group.add_argument("--out", type=Path, metavar="FOLDER", help="for what the run leaves (default: runs/DATA)")
     group.add_argument("--resume", nargs="?", type=Path, const=Path(), metavar="FOLDER",
                        help="go on with the run in FOLDER, or in --out, with its arguments")
-    group.add_argument("--save-minutes", type=data.at_least(0, float), default=15,
+    group.add_argument("--save-minutes", type=data.at_least(0, float), metavar="X", default=15,
                        help="a checkpoint at least this often, and after every epoch (default: %(default)s)")
     group.add_argument("--tensorboard", action="store_true", help="write the log for TensorBoard too")
     return parser
@@ -347,6 +347,37 @@ def save(path, content):
             raise (error.__context__ or error) from None
 
 
+def describe(args, model, parameters, classes, training, validation, world):
+    """Prints what will be run."""
+    steps, rest = divmod(training, args.batch_size)
+    left_out = f" ({rest} left out of each epoch, others each time)" if 10 * rest > training else ""
+    machine = torch.cuda.get_device_name() if args.gpus else "CPU"
+    say(f"""\
+model      {args.weights or args.model}, {sum(p.numel() for p in parameters):,} parameters to train ({args.tune})
+data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(classes)}
+videos     {training} for training{left_out}, {validation} for validation
+input      {args.frames} frames of {model.image_size} x {model.image_size}, prompt {args.template!r}
+training   {args.epochs} epochs of {steps} steps of {args.batch_size} videos, learning rate {args.lr:g}
+augmented  {args.augment}, seed {args.seed}
+machine    {world} x {machine}, {args.micro_batch} videos at once, mixed precision {args.amp}, {args.workers} workers
+results    {args.out}""")
+
+
+def catch_signals():
+    """The list to which every SIGTERM and Ctrl-C is added from now on, so that a run can save before it ends; only the
+    second Ctrl-C interrupts."""
+    signals = []
+
+    def stop_soon(number, _):
+        if signals and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        signals.append(number)
+
+    signal.signal(signal.SIGTERM, stop_soon)
+    signal.signal(signal.SIGINT, stop_soon)
+    return signals
+
+
 def fit(args, model, train_samples, val_samples, classes, device, last=None):
     """Trains the parameters of `model` that require a gradient, with validation before the first and after every epoch.
 
@@ -395,28 +426,8 @@ def fit(args, model, train_samples, val_samples, classes, device, last=None):
         if not args.resume:
             make_folder(args)
         log = Log(args.out, progress["step"], progress["epoch"] if last else -1, args.tensorboard)
-    machine = torch.cuda.get_device_name() if args.gpus else "CPU"
-    rest = len(train_samples) - per_epoch * args.batch_size
-    left_out = f" ({rest} left out of each epoch, others each time)" if 10 * rest > len(train_samples) else ""
-    say(f"""\
-model      {args.weights or args.model}, {sum(p.numel() for p in parameters):,} parameters to train ({args.tune})
-data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(classes)}
-videos     {len(train_samples)} for training{left_out}, {len(val_samples)} for validation
-input      {args.frames} frames of {model.image_size} x {model.image_size}, prompt {args.template!r}
-training   {args.epochs} epochs of {per_epoch} steps of {args.batch_size} videos, learning rate {args.lr:g}
-augmented  {args.augment}, seed {args.seed}
-machine    {world} x {machine}, {args.micro_batch} videos at once, mixed precision {args.amp}, {args.workers} workers
-results    {args.out}""")
-
-    signals = []
-
-    def stop_soon(number, _):
-        if signals and number == signal.SIGINT:  # the second Ctrl-C
-            raise KeyboardInterrupt
-        signals.append(number)
-
-    signal.signal(signal.SIGTERM, stop_soon)
-    signal.signal(signal.SIGINT, stop_soon)
+    describe(args, model, parameters, classes, len(train_samples), len(val_samples), world)
+    signals = catch_signals()
     begin = saved = time.perf_counter()
     earlier = progress["seconds"]  # of the processes before this one
 
@@ -517,12 +528,11 @@ the best model is {args.out / "best.pt"}""")
 def main():
     """Fine-tuning, new or resumed, from the arguments to the figures at the end."""
     parser = make_parser(__doc__, PAPER, TINY)
-    group = parser.add_argument_group("what is trained")
-    group.add_argument("--tune", choices=("both", "image", "text"), default="both",
-                       help="the encoders to train (default: %(default)s)")
-    group.add_argument("--fusion", choices=("embedding", "decision", "image"), default="embedding",
-                       help="what is averaged over time: the frames' embeddings, their logits, or, when testing, their "
-                            "probabilities (default: %(default)s)")
+    group = parser.add_argument_group("what is trained, and what is averaged over time")
+    group.add_argument("--tune", choices=("both", "image", "text"), default="both", help="encoders (default: both)")
+    group.add_argument("--fusion", choices=("embedding", "decision", "image"), default="embedding", metavar="WHAT",
+                       help="embedding: those of the frames; decision: their logits; image: nothing, when testing "
+                            "their probabilities (default: %(default)s)")
     args = parse_args(parser, PAPER, TINY)
     device = evaluate.start(args)
     train_samples, classes = data.load_samples(args, train=True)
