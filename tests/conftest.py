@@ -1,4 +1,5 @@
 """Fixtures: a home with OpenAI's vocabulary, small random models, small videos, and one default run of the scripts."""
+import importlib
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+
+import data
 
 PROJECT = Path(__file__).parent.parent
 
@@ -82,6 +85,22 @@ def script(*arguments, home, cwd=PROJECT, check=True, **environment):
                              env={**os.environ, "HOME": str(home), **environment}, timeout=600)
     assert not check or process.returncode == 0, process.stdout + process.stderr
     return process
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs one of the scripts in this process: its exit status, what it printed, and the errors it told."""
+    def call(name, *arguments):
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+        status, told = 0, ""
+        try:
+            data.run(importlib.import_module(name.removesuffix(".py")).main)
+        except SystemExit as end:  # with a text, Python prints it and exits with 1
+            status, told = (1, end.code + "\n") if isinstance(end.code, str) else (end.code, "")
+        out, errors = capsys.readouterr()
+        return status, out, errors + told
+
+    return call
 
 
 def read_results(folder):

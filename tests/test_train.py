@@ -1,6 +1,4 @@
 """The gradient, however a batch is cut, and runs that are killed and resumed."""
-import contextlib
-import errno
 import json
 import os
 import signal
@@ -206,61 +204,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(home, tmp_path):
     assert records[0] == records[1]
     best = max(record["top1"] for record in records[0][1:] if "top1" in record)
     assert torch.load(alone / "best.pt", weights_only=True)["top1"] == best
-
-
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--lr", "1"], "--lr is 0.0008 in {folder} and cannot become 1.0"),
-    (["--frames", "4"], "--frames is 8 in {folder} and cannot become 4"),
-    (["--seed", "7"], "--seed is 1024 in {folder} and cannot become 7"),
-])
-def test_resuming_refuses_what_would_change_the_result(arguments, message, tmp_path, capsys, monkeypatch):
-    def parse(*argv):
-        monkeypatch.setattr("sys.argv", ["train.py", *map(str, argv)])
-        return train.parse_args(train.make_parser("", train.PAPER, train.TINY), train.PAPER, train.TINY)
-
-    folder = tmp_path / "run"
-    train.make_folder(parse("--out", folder))
-    with pytest.raises(SystemExit) as error:
-        parse("--resume", folder, *arguments)
-    assert error.value.code == 2
-    assert message.format(folder=folder) in capsys.readouterr().err
-    args = parse("--resume", "--out", folder, "--workers", "0", "--micro-batch", "4")
-    assert (args.workers, args.micro_batch, args.lr, args.out) == (0, 4, 0.0008, folder)
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
-    path = tmp_path / "last.pt"
-    train.save(path, {"step": 1})
-
-    def fail(*_):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
-        train.save(path, {"step": 2})
-    assert torch.load(path) == {"step": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
-
-
-def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
-    class Full:
-        def __init__(self, file):
-            self.file = file
-
-        def write(self, _):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-    @contextlib.contextmanager
-    def full(path, replacing=train.replacing):
-        with replacing(path) as file:
-            yield Full(file)
-
-    monkeypatch.setattr(train, "replacing", full)
-    with pytest.raises(OSError, match="No space left"):
-        train.save(tmp_path / "last.pt", {"weights": torch.zeros(1000)})
 
 
 def test_fp16_skips_steps_until_the_scale_fits(home, tmp_path):

@@ -1,0 +1,247 @@
+"""Bad input, one test for each kind: it is told in one line that says what is wrong and what to do, or it is survived.
+
+Exit status 2 is for a wrong call, 1 for a failed run. Runs that are killed are in test_train.py, broken downloads in
+test_weights.py and files that are hard to decode in test_video.py.
+"""
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import PROJECT, numbered_frames, read_results, script, write_video
+
+import clip
+import data
+
+
+def only_line(name, errors):
+    """The message of the only line of `errors`."""
+    (line,) = [line for line in errors.splitlines() if line.strip()]
+    assert line.startswith(f"{name}: error: ")
+    return line.removeprefix(f"{name}: error: ")
+
+
+@pytest.mark.parametrize(("arguments", "status", "message"), [
+    (["train.py", "--frobnicate"], 2, "unrecognized arguments: --frobnicate"),
+    (["train.py", "--epochs", "0"], 2, "--epochs: 0 is not a number from 1 on"),
+    (["train.py", "--lr", "fast"], 2, "--lr: invalid number value: 'fast'"),
+    (["train.py", "--lr", "nan"], 2, "--lr: nan is not a number"),
+    (["train.py", "--label-smoothing", "2"], 2, "--label-smoothing: 2 is not a number from 0 to 1"),
+    (["train.py", "--data", "nosuch"], 2, "--data: 'nosuch' is neither a folder nor one of toy, ucf101,"),
+    (["train.py", "--template", "a photo"], 2, "--template: 'a photo' has no {} for the class name"),
+    (["train.py", "--gpus", "64"], 2, "--gpus 64: this machine has"),
+    (["train.py", "--augment", "mix", "--batch-size", "5"], 2, "--augment mix takes clips in pairs, but 5 are"),
+    (["train.py", "--micro-batch", "5"], 2, "--micro-batch 5 does not divide the 32 videos of a batch on each GPU"),
+    (["train.py", "--batch-size", "5000"], 1, "880 training videos do not fill a batch of 5000: choose"),
+    (["train.py", "--resume", "nowhere"], 2, "--resume: there is no run in nowhere"),
+    (["train.py", "--root", "LICENSE"], 1, "Not a directory: "),
+    (["train.py", "--out", "LICENSE/run"], 1, "--out LICENSE/run: Not a directory"),
+    (["train.py", "--data", "tests", "--split", "2"], 1, "tests has no official splits"),
+    (["train.py", "--val-list", "a.txt"], 2, "--train-list (for training), --val-list and --labels go together"),
+    (["train.py", "--weights", "nosuch.pt"], 1, "'nosuch.pt' is neither a file nor a model"),
+    (["data.py", "--val-list", "LICENSE"], 2, "--train-list (for training), --val-list and --labels go together"),
+    (["data.py", "--out", "no/where.png"], 2, "--out no/where.png is no PNG in a folder that is there"),
+    (["data.py", "--resolution", "1000000"], 1, "out of memory"),
+    (["evaluate.py", "--split", "4"], 2, "--split: invalid choice"),
+    (["evaluate.py", "--classes", "base", "base"], 2, "--classes names something twice"),
+    (["evaluate.py", "--views", "4x2"], 2, "--views: '4x2' is not a number of clips x 1 or 3 crops"),
+    (["evaluate.py", "--labels", "a,b"], 2, "--val-list and --labels go together"),
+    (["evaluate.py", "--zero-shot", "--weights", "x.pt"], 2, "--zero-shot is about plain CLIP"),
+    (["evaluate.py", "--weights", "LICENSE"], 1, "LICENSE is damaged or not a file of weights"),
+    (["evaluate.py", "--blend", "0.5"], 2, "--blend needs --weights"),
+    (["evaluate.py", "--blend", "2", "--weights", "tiny"], 2, "--blend: 2 is not a number from 0 to 1"),
+    (["evaluate.py", "--attention", "a.txt"], 2, "--attention a.txt is no file name that ends in .png or .gif"),
+    (["evaluate.py", "--video", "x.mp4"], 2, "--video needs --labels"),
+    (["evaluate.py", "--video", "x", "--labels", "a", "--model", "tiny"], 1, "--video x: there is no such file"),
+    (["evaluate.py", "--video", ".ci", "--labels", "a", "--model", "tiny"], 1, ".ci: no videos lie in this folder"),
+    (["evaluate.py", "--video", "x.mp4", "--labels", "a", "--embeddings"], 2, "--video does not go with --embeddings"),
+    (["prompt.py", "--ctx", "0"], 2, "no prompts are left to be learned"),
+    (["prompt.py", "--weights", "tiny", "--ctx-text", "70"], 1, "--ctx-text 70 leaves no room for the class names"),
+    (["prompt.py", "--weights", "tiny", "--depth", "9"], 1, "--depth 9: the vision encoder of tiny has 3 layers"),
+])
+def test_a_wrong_call(arguments, status, message, call, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    found, _, errors = call(*arguments)
+    assert found == status
+    assert message in only_line(arguments[0], errors)
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["train.py", "--lr", "x"], 2), (["data.py", "tests"], 1)])
+def test_errors_go_to_stderr_with_their_status(arguments, status, home):
+    process = script(*arguments, home=home, check=False)
+    assert (process.returncode, process.stdout) == (status, "")
+    only_line(arguments[0], process.stderr)
+
+
+def test_whoever_reads_the_output_has_ended(home, tmp_path):
+    process = subprocess.Popen([sys.executable, PROJECT / "data.py", "toy", "--out", tmp_path / "toy.png"], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "HOME": str(home)})
+    process.stdout.close()
+    assert (process.wait(timeout=60), process.stderr.read()) == (1, "")
+
+
+@pytest.mark.parametrize(("name", "missing", "how"), [
+    ("ucf101", "ucfTrainTestlist/classInd.txt", "unrar x UCF101.rar"),
+    ("hmdb51", "testTrainMulti_7030_splits", "<class>/*.avi and testTrainMulti_7030_splits/"),
+    ("k400", "train.csv", "train.csv, val.csv, and <id>_<start>_<end>.mp4"),
+    ("k600", "train.csv", "train.csv, val.csv, and <id>_<start>_<end>.mp4"),
+    ("ssv2", "labels.json", "20bn-something-something-v2/*.webm"),
+    (".", "train", "train/<class>/* and val/<class>/*"),
+])
+def test_the_data_set_is_not_there(name, missing, how, call, monkeypatch, tmp_path):
+    """The one error of several lines, where there are commands to be copied."""
+    monkeypatch.chdir(tmp_path)
+    status, _, errors = call("data.py", name)
+    folder = tmp_path if name == "." else tmp_path / "datasets" / name
+    assert status == 1
+    assert f"is not in {folder}: {missing} is missing. " in errors
+    assert how in errors
+    assert len(errors.splitlines()) == (4 if name == "ucf101" else 1)
+
+
+def test_no_gpu(home, tmp_path):
+    for gpus, status, message in (("2", 2, "--gpus 2: this machine has 0"), ("1", 1, "ucf101 is not in ")):
+        process = script("train.py", "--data", "ucf101", "--gpus", gpus, home=home, cwd=tmp_path, check=False,
+                         CUDA_VISIBLE_DEVICES="")
+        assert process.returncode == status
+        assert message in process.stderr
+    assert process.stdout == "warning: --gpus 1, but there is no GPU here: running on the CPU\n"
+
+
+def test_no_weights_and_no_network(call, monkeypatch, home):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setattr(clip.time, "sleep", lambda seconds: None)
+    status, _, errors = call("evaluate.py", "--model", "ViT-B/16")
+    message = only_line("evaluate.py", errors)
+    assert status == 1
+    assert message.startswith("cannot download ViT-B-16.pt: ")
+    assert all(part in message for part in (clip.MODELS["ViT-B/16"], clip.VOCABULARY, str(home / ".cache" / "clip")))
+
+
+@pytest.fixture
+def toy_copy(tmp_path):
+    """A copy of the toy that can be damaged, as arguments of a script."""
+    samples, _ = data.read_dataset("toy")
+    shutil.copytree(samples[0][0].parents[2], tmp_path / "toy")
+    return "--data", "ucf101", "--root", tmp_path / "toy", "--model", "tiny", "--frames", "1"
+
+
+def test_a_few_videos_cannot_be_read(toy_copy, home, tmp_path):
+    """Training takes others in their place and lists them; evaluation counts them as wrong."""
+    damage = (lambda path: path.unlink(), lambda path: path.write_bytes(b""), lambda path: path.write_text("no video"),
+              lambda path: path.write_bytes(path.read_bytes()[:500]), lambda path: (path.unlink(), path.mkdir()))
+    broken = {}
+    for train in (True, False):
+        samples, _ = data.read_dataset("ucf101", tmp_path / "toy", train=train)
+        broken[train] = [path for path, _ in samples[: 60 * len(damage) : 60]]
+        for spoil, path in zip(damage, broken[train]):
+            spoil(path)
+    out = script("train.py", *toy_copy, "--epochs", "1", "--out", tmp_path / "run", home=home).stdout
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    logged = {error for record in records for error in record.get("unreadable", [])}
+    listed = {line.removeprefix("unreadable ") for line in out.splitlines() if line.startswith("unreadable")}
+    assert listed == logged
+    names = {error.split(": ")[0] for error in listed}
+    assert {str(path) for path in broken[False]} <= names <= {str(path) for path in broken[True] + broken[False]}
+    assert len(names) >= 8  # an epoch leaves out up to a batch of videos
+    script("evaluate.py", *toy_copy, "--out", tmp_path / "zero-shot", home=home)
+    results = read_results(tmp_path / "zero-shot")
+    assert results["count"] == 352
+    assert {error.split(": ")[0] for error in results["unreadable"]} == {str(path) for path in broken[False]}
+
+
+def test_no_video_can_be_read(toy_copy, call, tmp_path):
+    shutil.rmtree(tmp_path / "toy" / "UCF-101")
+    status, _, errors = call("train.py", *toy_copy, "--workers", "0", "--out", tmp_path / "run")
+    assert status == 1
+    assert "videos cannot be read, over 5%: " in only_line("train.py", errors)
+    status, _, errors = call("evaluate.py", *toy_copy, "--workers", "0", "--out", tmp_path)
+    results = read_results(tmp_path)
+    assert (status, errors) == (0, "")
+    assert (results["top1"], results["count"], len(results["unreadable"])) == (0, 352, 352)
+
+
+def test_videos_of_unusual_kinds_are_read(call, tmp_path):
+    """What is in them is compared in test_video.py."""
+    kinds = {"short.mkv": dict(frames=numbered_frames(3)), "one.mkv": dict(frames=numbered_frames(1)),
+             "odd.mkv": dict(frames=numbered_frames(40, 25, 33)),
+             "grey.mkv": dict(frames=numbered_frames(40), pix_fmt="gray"),
+             "ten.mp4": dict(frames=numbered_frames(40), codec="libx264", pix_fmt="yuv420p10le"),
+             "alpha.mkv": dict(frames=numbered_frames(40), pix_fmt="bgra"),
+             "turned.mp4": dict(frames=numbered_frames(40), codec="libx264", pix_fmt="yuv420p", rotation=90),
+             "endless.h264": dict(frames=numbered_frames(40), codec="libx264", pix_fmt="yuv420p", format="h264")}
+    for half in ("train", "val"):
+        (tmp_path / half / "a class").mkdir(parents=True)
+        for name, options in kinds.items():
+            write_video(tmp_path / half / "a class" / f"{name}.mkv", **options)
+    status, out, errors = call("data.py", tmp_path, "--check-all", "--out", tmp_path / "sheet.png")
+    assert (status, errors) == (0, "")
+    assert out.count("8 tried: 0 unreadable") == 2
+
+
+def test_the_loss_is_not_finite(call, tmp_path):
+    few = ("--shots", "2", "--frames", "1", "--workers", "0", "--out", tmp_path / "run")
+    status, _, errors = call("train.py", "--lr", "1e30", "--warmup-epochs", "0", "--epochs", "3", *few)
+    message = only_line("train.py", errors)
+    assert status == 1
+    assert "the loss is nan and its gradient nan at step 2; try a lower --lr or --amp off" in message
+    assert all(value.isfinite().all() for value in clip.load(tmp_path / "run" / "last.pt").state_dict().values())
+
+
+FEW = ("--classes", "novel", "--shots", "2", "--frames", "1", "--epochs", "2", "--batch-size", "16", "--workers", "0")
+
+
+@pytest.fixture
+def finished(call, tmp_path):
+    """The folder of a short run."""
+    folder = tmp_path / "run"
+    assert call("train.py", *FEW, "--out", folder)[0] == 0
+    return folder
+
+
+def test_the_disk_is_full_while_saving(finished, call):
+    """No file may grow over 4 MB, as on a full disk: the model alone is larger. The next call goes on."""
+    before = torch.load(finished / "last.pt", weights_only=True)
+    before["epoch"] = 1  # as if the run had been stopped there
+    torch.save(before, finished / "last.pt")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, limits[1]))
+    try:
+        status, _, errors = call("train.py", "--resume", finished)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 1
+    assert only_line("train.py", errors).startswith("File too large")
+    assert torch.load(finished / "last.pt", weights_only=True)["epoch"] == 1
+    assert not list(finished.glob("*.tmp"))
+    clip.load(finished / "best.pt")
+    assert call("train.py", "--resume", "--out", finished)[0] == 0
+    assert torch.load(finished / "last.pt", weights_only=True)["epoch"] == 2
+
+
+def test_a_run_and_its_options_disagree(finished, call):
+    for flag, saved, given in (("--lr", "0.0008", "1.0"), ("--frames", "1", "4"), ("--seed", "1024", "7")):
+        status, _, errors = call("train.py", "--resume", finished, flag, given)
+        assert status == 2
+        assert f"{flag} is {saved} in {finished} and cannot become {given}" in only_line("train.py", errors)
+    status, _, errors = call("train.py", "--out", finished)
+    assert status == 2
+    assert f"--out {finished} holds a run already; go on with it by --resume" in only_line("train.py", errors)
+    content = torch.load(finished / "last.pt", weights_only=True)
+    torch.save(content | {"classes": content["classes"][1:]}, finished / "last.pt")
+    status, _, errors = call("train.py", "--resume", finished, "--micro-batch", "4", "--workers", "1")  # these may
+    assert status == 1
+    assert "is of a run on 24 videos of 11 classes, not these 24 of 12" in only_line("train.py", errors)
+
+
+def test_weights_of_two_kinds_cannot_be_blended(reference, call, home, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(home / ".cache", tmp_path / ".cache")
+    torch.save(reference.state_dict(), tmp_path / ".cache" / "clip" / "ViT-B-16.pt")
+    status, _, errors = call("evaluate.py", "--weights", "tiny", "--model", "ViT-B/16", "--blend", "0.5")
+    assert status == 1
+    assert "--blend: text_projection is not in both models in the same shape" in only_line("evaluate.py", errors)
