@@ -337,7 +337,7 @@ def draw_confusion(matrix, classes, path):
     side = 3 + 0.2 * min(len(classes), MAX_NAMES)
     with figure(path, figsize=(side + 1, side)) as axes:
         shares = 100 * matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
-        bar = axes.figure.colorbar(axes.imshow(shares, cmap="cividis", vmin=0, vmax=100), shrink=0.8)
+        bar = axes.figure.colorbar(axes.imshow(shares.numpy(), cmap="cividis", vmin=0, vmax=100), shrink=0.8)
         bar.set_label("% of the videos of the class")
         axes.set(xlabel="taken for", ylabel="class")
         if len(classes) <= MAX_NAMES:
@@ -346,13 +346,14 @@ def draw_confusion(matrix, classes, path):
     say(f"drawn: {path}")
 
 
-def draw_blend(curves, path):
-    """Draws accuracy over the share of the fine-tuned weights: `curves` are {name: [(share, top-1, deviation)]}."""
+def draw_blend(shares, averages, path):
+    """Draws accuracy over the shares of the fine-tuned weights, in whose order the models are in `averages`."""
     with figure(path, figsize=(6, 4)) as axes:
-        for i, (name, points) in enumerate(curves.items()):
-            shares, top1, deviations = zip(*sorted(points))
-            axes.errorbar(shares, top1, None if None in deviations else deviations, color=COLORS[i], marker=MARKERS[i],
-                          capsize=3, label=name)
+        for i, classes in enumerate(dict.fromkeys(row["classes"] for row in averages)):
+            rows = (row for row in averages if row["classes"] == classes)
+            x, top1, deviations = zip(*sorted((share, *row["top1"]) for share, row in zip(shares, rows)))
+            axes.errorbar(x, top1, None if None in deviations else deviations, color=COLORS[i], marker=MARKERS[i],
+                          capsize=3, label=classes)
         axes.set(xlabel="share of the fine-tuned weights; 0 is plain CLIP", ylabel="top-1, %", xlim=(-0.03, 1.03))
         axes.legend()
     say(f"drawn: {path}")
@@ -564,8 +565,9 @@ def label_videos(args, models):
 
 def measure(args, models):
     """Accuracy of all models on all splits and classes that are asked for: a list of dicts, the figures of `evaluate`
-    and those of each class. What --embeddings asks for is saved and drawn, and with --out the confusion."""
-    runs, last = [], list(models.values())[-1]
+    and those of each class; and the paths of the videos that could be read. What --embeddings asks for is saved and
+    drawn, and with --out the confusion."""
+    runs, paths, last = [], [], list(models.values())[-1]
     main_process, out = rank_and_world()[0] == 0, args.out or Path()
     for split, classes in itertools.product(args.split, args.classes):
         part = copy.copy(args)
@@ -574,6 +576,7 @@ def measure(args, models):
         with autocast(args, last.logit_scale.device):
             found = predict(list(models.values()), make_loader(args, last, samples),
                             class_tokens(last, names, args.template), args.frames_per_step)
+        paths += [path for (path, _), error in zip(samples, found.errors) if not error]
         for model, scores in zip(models, found.scores):
             matrix = confusion(scores, found.labels, found.errors)
             runs.append({"model": model, "split": split, "classes": classes,
@@ -587,7 +590,7 @@ def measure(args, models):
             np.savez(out / f"embeddings{name}.npz", models=list(models), videos=found.videos, texts=found.texts,
                      labels=found.labels, classes=names, paths=[str(path) for path, _ in samples])
             draw_embeddings(list(models), found, names, out / f"embeddings{name}.png")
-    return runs
+    return runs, paths
 
 
 def average(runs):
@@ -649,22 +652,16 @@ def main():
     if args.video:
         paths = label_videos(args, models)
     else:
-        runs = measure(args, models)
+        runs, paths = measure(args, models)
+        paths = sorted({paths[i * len(paths) // 3] for i in range(3)} if paths else ())
         averages = average(runs)
         report(args, runs, averages)
         if main_process and len(args.blend or ()) > 1:
-            curves = {}
-            for row in averages:
-                curves.setdefault(row["classes"], []).append((float(row["model"].split()[1]), *row["top1"]))
-            draw_blend(curves, out / "blend.png")
+            draw_blend(args.blend, averages, out / "blend.png")
         if main_process and args.out:
             results = {"averages": averages, "runs": runs, "command": sys.argv, "arguments": plain(args),
                        "sha256": clip.sha256(clip.locate(args.weights or args.model)), "torch": torch.__version__}
             (out / "results.json").write_text(json.dumps(results, indent=1, default=str) + "\n")
-        part = copy.copy(args)
-        part.split, part.classes = args.split[0], args.classes[0]
-        samples, _ = data.load_samples(part, train=False)
-        paths = [samples[i * len(samples) // 3][0] for i in range(3)]
     if main_process and args.attention:
         for number, path in enumerate(paths, 1):
             video = data.read_video(path, args.frames, short_side=round(model.image_size * data.SHORT_SIDE))

@@ -199,7 +199,7 @@ def test_attention_and_embeddings_are_drawn_and_saved(home, tuned, tmp_path):
     script("evaluate.py", "--weights", tuned, "--embeddings", "--attention", "--out", tmp_path, home=home)
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert [name.split("-")[0] for name in pictures] == ["attention"] * 3 + ["confusion.png", "embeddings.png"]
-    assert Image.open(tmp_path / pictures[0]).size == (170 + 4 * 146, 5 * 146)  # frames, and two maps of two models
+    assert Image.open(tmp_path / pictures[0]).size == (210 + 4 * 146, 5 * 146)  # frames, and two maps of two models
     saved = np.load(tmp_path / "embeddings.npz")
     assert saved["models"].tolist() == ["tiny", str(tuned)]
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
