@@ -103,6 +103,17 @@ def call(monkeypatch, capsys):
     return call
 
 
+@pytest.fixture
+def run(call):
+    """Runs one of the scripts in this process to its good end: what it printed."""
+    def run(name, *arguments):
+        status, out, errors = call(name, *arguments)
+        assert (status, errors) == (0, "")
+        return out
+
+    return run
+
+
 def read_results(folder):
     """What evaluate.py with --out has found, for its only split and kind of classes."""
     (run,) = json.loads((folder / "results.json").read_text())["runs"]

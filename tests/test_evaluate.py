@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import PROJECT, read_results, script
+from conftest import PROJECT, read_results
 from PIL import Image
 
 import clip
@@ -41,7 +41,7 @@ def loader(samples, **options):
     return data.make_loader(dataset, data.Batches(len(samples), 5), workers=0)
 
 
-def test_every_video_counts_once_whatever_the_batch_and_the_processes(home, tuned, tmp_path):
+def test_every_video_counts_once_whatever_the_batch_and_the_processes(run, tuned, tmp_path):
     """101 videos, one of which cannot be read, by one process and by three in batches of seven."""
     samples, names = data.read_dataset("toy")
     root = samples[0][0].parents[2]
@@ -50,7 +50,7 @@ def test_every_video_counts_once_whatever_the_batch_and_the_processes(home, tune
     (tmp_path / "names.csv").write_text("id,name\n" + "\n".join(f"{i},{name}" for i, name in enumerate(names)))
     arguments = ("--weights", tuned, "--root", root, "--val-list", tmp_path / "list.txt", "--labels",
                  tmp_path / "names.csv", "--workers", "0", "--out")
-    script("evaluate.py", *arguments, tmp_path / "one", "--batch-size", "50", home=home)
+    run("evaluate.py", *arguments, tmp_path / "one", "--batch-size", "50")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
     subprocess.run([*torchrun, PROJECT / "evaluate.py", *arguments, tmp_path / "three", "--batch-size", "21"],
                    check=True, timeout=300, cwd=tmp_path)
@@ -62,9 +62,9 @@ def test_every_video_counts_once_whatever_the_batch_and_the_processes(home, tune
     assert one["top1"] == pytest.approx(mean)
 
 
-def test_splits_base_and_novel_give_means_deviations_and_harmonic_means(home, tuned, tmp_path):
-    out = script("evaluate.py", "--weights", tuned, "--classes", "base", "novel", "--split", "1", "2", "3", "--frames",
-                 "1", "--out", tmp_path, home=home).stdout
+def test_splits_base_and_novel_give_means_deviations_and_harmonic_means(run, tuned, tmp_path):
+    out = run("evaluate.py", "--weights", tuned, "--classes", "base", "novel", "--split", "1", "2", "3", "--frames",
+                 "1", "--out", tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     base, novel = (np.array([run["top1"] for run in results["runs"] if run["classes"] == classes])
                    for classes in ("base", "novel"))
@@ -147,11 +147,11 @@ def test_blends_lie_between_the_weights(tuned):
         evaluate.blend(plain, other, 0.5)
 
 
-def test_all_blends_are_measured_at_once_and_drawn(home, tuned, tmp_path):
+def test_all_blends_are_measured_at_once_and_drawn(run, tuned, tmp_path):
     arguments = ("evaluate.py", "--frames", "1", "--template", "{}.", "--classes", "novel", "--out")
-    script(*arguments, tmp_path / "blends", "--weights", tuned, "--blend", "0", "1", home=home)
-    script(*arguments, tmp_path / "plain", "--zero-shot", home=home)
-    script(*arguments, tmp_path / "tuned", "--weights", tuned, home=home)
+    run(*arguments, tmp_path / "blends", "--weights", tuned, "--blend", "0", "1")
+    run(*arguments, tmp_path / "plain", "--zero-shot")
+    run(*arguments, tmp_path / "tuned", "--weights", tuned)
     runs = json.loads((tmp_path / "blends" / "results.json").read_text())["runs"]
     for run, name in zip(runs, ("plain", "tuned"), strict=True):
         assert run["per_class"] == read_results(tmp_path / name)["per_class"]
@@ -195,8 +195,8 @@ def test_prompts_are_no_part_of_the_attention_picture():
     assert evaluate.attention(model, torch.randn(2, 3, 64, 64)).shape == (2, 2, 4, 4)
 
 
-def test_attention_and_embeddings_are_drawn_and_saved(home, tuned, tmp_path):
-    script("evaluate.py", "--weights", tuned, "--embeddings", "--attention", "--out", tmp_path, home=home)
+def test_attention_and_embeddings_are_drawn_and_saved(run, tuned, tmp_path):
+    run("evaluate.py", "--weights", tuned, "--embeddings", "--attention", "--out", tmp_path)
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert [name.split("-")[0] for name in pictures] == ["attention"] * 3 + ["confusion.png", "embeddings.png"]
     assert Image.open(tmp_path / pictures[0]).size == (210 + 4 * 146, 5 * 146)  # frames, and two maps of two models
@@ -221,14 +221,14 @@ def test_embeddings_keep_their_neighbours_in_two_dimensions(kind, monkeypatch):
     assert torch.equal(nearest // 20, torch.arange(60) // 20)
 
 
-def test_own_videos_are_labelled_on_the_screen_and_in_a_table(home, clips, tmp_path):
+def test_own_videos_are_labelled_on_the_screen_and_in_a_table(run, clips, tmp_path):
     samples, names = clips
     for path, _ in samples:
         shutil.copy(path, tmp_path)
     (tmp_path / "broken.avi").write_bytes(b"no video")
     (tmp_path / "labels.txt").write_text("\n".join(names) + "\n\n")
     arguments = ("evaluate.py", "--model", "tiny", "--frames", "4", "--out", tmp_path, "--video")
-    script(*arguments, tmp_path, "--labels", tmp_path / "labels.txt", home=home)
+    run(*arguments, tmp_path, "--labels", tmp_path / "labels.txt")
     model = clip.load("tiny")
     rows = {row["video"]: row for row in csv.DictReader((tmp_path / "predictions.csv").open())}
     assert len(rows) == len(samples) + 1
@@ -240,7 +240,7 @@ def test_own_videos_are_labelled_on_the_screen_and_in_a_table(home, clips, tmp_p
         assert row["label"] == label
         assert float(row["probability"]) == pytest.approx(probability, abs=1e-4)
     path = next(iter(rows))
-    out = script(*arguments, path, "--labels", ", ".join(names), "--attention", "moving.gif", home=home).stdout
+    out = run(*arguments, path, "--labels", ", ".join(names), "--attention", "moving.gif")
     bars = [line for line in out.splitlines() if "█" in line]
     assert bars[0].endswith(f"  {rows[path]['label']}")
     assert Image.open(tmp_path / "moving.gif").n_frames == 4
@@ -267,11 +267,11 @@ def test_labels_are_names_or_a_file(text, expected, tmp_path, monkeypatch):
             evaluate.read_labels(text)
 
 
-def test_other_splits_than_that_of_training_are_warned_of(home, tuned, tmp_path):
-    arguments = ("evaluate.py", "--weights", tuned, "--frames", "1")
+def test_other_splits_than_that_of_training_are_warned_of(run, tuned, tmp_path):
+    arguments = ("evaluate.py", "--weights", tuned, "--frames", "1", "--classes", "novel")
     warning = f"warning: {tuned} was trained on split 1; in other splits are its own videos"
-    assert warning in script(*arguments, "--split", "1", "2", home=home).stdout
-    assert "warning" not in script(*arguments, home=home).stdout
+    assert warning in run(*arguments, "--split", "1", "2")
+    assert "warning" not in run(*arguments)
 
 
 def test_a_video_is_classified_as_the_embeddings_say(clips):

@@ -38,9 +38,9 @@ def test_exactly_the_prompts_are_trained(learned):
     assert {name for name, p in model.named_parameters() if p.grad is not None} == {"visual_prompts", "text_prompts"}
 
 
-def test_a_checkpoint_is_small_and_finds_the_frozen_weights(learned, home, tmp_path):
+def test_a_checkpoint_is_small_and_finds_the_frozen_weights(learned, run, tmp_path):
     assert (learned / "best.pt").stat().st_size < 300_000
-    script("evaluate.py", "--weights", learned / "best.pt", "--classes", "novel", "--out", tmp_path, home=home)
+    run("evaluate.py", "--weights", learned / "best.pt", "--classes", "novel", "--out", tmp_path)
     results = read_results(tmp_path)
     log = (learned / "log.jsonl").read_text().splitlines()[1:]
     best = max(json.loads(line)["top1"] for line in log if "top1" in line)
@@ -60,9 +60,9 @@ def test_a_checkpoint_is_small_and_finds_the_frozen_weights(learned, home, tmp_p
 
 
 @pytest.mark.parametrize("encoder", ["vision", "text"])
-def test_one_encoder_alone_may_have_prompts(encoder, home, tmp_path):
-    script("prompt.py", *SHORT, "--epochs", "1", "--weights", "tiny", f"--ctx-{encoder}", "0", "--merge",
-           "--out", tmp_path / "run", home=home)
+def test_one_encoder_alone_may_have_prompts(encoder, run, tmp_path):
+    run("prompt.py", *SHORT, "--epochs", "1", "--weights", "tiny", f"--ctx-{encoder}", "0", "--merge", "--out",
+        tmp_path / "run")
     state = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
     other = {"vision": "text_prompts", "text": "visual_prompts"}[encoder]
     assert set(state["model"]) - set(clip.load("tiny").state_dict()) == {other}  # merged: all the others are there
@@ -82,10 +82,10 @@ def test_as_few_text_prompts_as_a_photo_of_a_has_tokens_start_as_its_words(vocab
     assert model.text_prompts.std() < 0.03  # token embeddings have 1
 
 
-def test_prompts_are_not_learned_on_top_of_prompts(learned, home):
-    process = script("prompt.py", *SHORT, "--weights", learned / "best.pt", home=home, check=False)
-    assert process.returncode == 1
-    assert "has prompts already: give the weights that they were learned for" in process.stderr
+def test_prompts_are_not_learned_on_top_of_prompts(learned, call):
+    status, _, errors = call("prompt.py", *SHORT, "--weights", learned / "best.pt")
+    assert status == 1
+    assert "has prompts already: give the weights that they were learned for" in errors
 
 
 def test_prompts_take_places_of_the_text():

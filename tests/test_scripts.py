@@ -13,18 +13,18 @@ import clip
 import train
 
 
-@pytest.fixture(scope="session")
-def run(home, tmp_path_factory):
+@pytest.fixture(scope="module")
+def default_run(home, tmp_path_factory):
     """The default run of train.py: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("run") / "toy"
     return folder, script("train.py", "--out", folder, home=home).stdout
 
 
-@pytest.fixture(scope="session")
-def results(run, home):
+@pytest.fixture(scope="module")
+def results(default_run, home):
     """The results of evaluate.py on the model of that run."""
-    out = run[0].parent / "evaluation"
-    script("evaluate.py", "--weights", run[0] / "best.pt", "--out", out, home=home)
+    out = default_run[0].parent / "evaluation"
+    script("evaluate.py", "--weights", default_run[0] / "best.pt", "--out", out, home=home)
     return read_results(out)
 
 
@@ -36,14 +36,14 @@ def test_zero_shot_clip_does_not_know_the_actions(home, tmp_path):
     assert zero_shot["unreadable"] == []
 
 
-def test_fine_tuning_learns_them(run, results):
+def test_fine_tuning_learns_them(default_run, results):
     assert results["top1"] >= 90
     assert results["top5"] >= 99
-    assert f"fine-tuned     {results['top1']:.1f}" in run[1]
+    assert f"fine-tuned     {results['top1']:.1f}" in default_run[1]
 
 
-def test_a_run_leaves_its_checkpoints_log_arguments_and_curves(run):
-    folder, _ = run
+def test_a_run_leaves_its_checkpoints_log_arguments_and_curves(default_run):
+    folder, _ = default_run
     assert {path.name for path in folder.iterdir()} == {"last.pt", "best.pt", "log.jsonl", "args.json", "curves.png"}
     arguments = json.loads((folder / "args.json").read_text())
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -59,16 +59,16 @@ def test_a_run_leaves_its_checkpoints_log_arguments_and_curves(run):
     assert len(checkpoint["classes"]) == 25
 
 
-def test_word_embeddings_are_not_trained_and_the_rest_is(run):
-    before, after = clip.load("tiny").state_dict(), clip.load(run[0] / "last.pt").state_dict()
+def test_word_embeddings_are_not_trained_and_the_rest_is(default_run):
+    before, after = clip.load("tiny").state_dict(), clip.load(default_run[0] / "last.pt").state_dict()
     assert [name for name in before if torch.equal(before[name], after[name])] == ["token_embedding.weight"]
     assert after["logit_scale"] <= math.log(100)
 
 
-def test_two_processes_count_the_same_as_one(run, results, home, tmp_path):
+def test_two_processes_count_the_same_as_one(default_run, results, home, tmp_path):
     """Seven videos a process and batch, 352 videos: the last batches are short."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*torchrun, PROJECT / "evaluate.py", "--weights", run[0] / "best.pt", "--batch-size", "14",
+    subprocess.run([*torchrun, PROJECT / "evaluate.py", "--weights", default_run[0] / "best.pt", "--batch-size", "14",
                     "--workers", "1", "--out", tmp_path], check=True, timeout=300)
     two = read_results(tmp_path)
     assert [two[key] for key in ("top1", "top5", "count")] == [results[key] for key in ("top1", "top5", "count")]
@@ -90,14 +90,15 @@ def test_help_fits_on_two_screens(name, call, monkeypatch):
     assert out.count("(default: ") >= 10
 
 
-def test_clips_are_augmented_or_not_and_seen_in_one_view_or_nine(home, tmp_path):
-    arguments = ("--shots", "8", "--epochs", "1", "--frames", "2")
+def test_clips_are_augmented_or_not_and_seen_in_one_view_or_nine(run, tmp_path):
+    arguments = ("--classes", "novel", "--shots", "8", "--epochs", "1", "--frames", "2")
     losses = {}
     for augment in ("none", "mix"):
-        script("train.py", "--augment", augment, *arguments, "--out", tmp_path / augment, home=home)
+        run("train.py", "--augment", augment, *arguments, "--out", tmp_path / augment)
         losses[augment] = json.loads((tmp_path / augment / "log.jsonl").read_text().splitlines()[1])["loss"]
     assert losses["none"] != losses["mix"]
-    script("evaluate.py", "--weights", tmp_path / "mix" / "best.pt", "--views", "3x3", "--out", tmp_path, home=home)
+    run("evaluate.py", "--weights", tmp_path / "mix" / "best.pt", "--classes", "novel", "--views", "3x3", "--out",
+        tmp_path)
     results = read_results(tmp_path)
     one_view = json.loads((tmp_path / "mix" / "log.jsonl").read_text().splitlines()[-1])
     assert results["count"] == one_view["count"]
