@@ -488,11 +488,10 @@ def from_vifi_clip(state, base):
 
 def locate(weights):
     """The path of a name in MODELS, which is downloaded if need be, or of a file."""
-    if weights in MODELS:
-        return fetch(MODELS[weights])
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"{str(weights)!r} is neither a file nor a model; the models are {', '.join(MODELS)}")
-    return Path(weights)
+    path = fetch(MODELS[weights]) if weights in MODELS else Path(weights)
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(path)!r} is neither a file nor a model; the models are {', '.join(MODELS)}")
+    return path
 
 
 def sha256(path):

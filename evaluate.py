@@ -138,7 +138,7 @@ def finish():
         dist.destroy_process_group()
 
 
-def plain(args):
+def as_dict(args):
     """The arguments as a dict that JSON and `torch.load(weights_only=True)` can hold."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
 
@@ -659,7 +659,7 @@ def main():
         if main_process and len(args.blend or ()) > 1:
             draw_blend(args.blend, averages, out / "blend.png")
         if main_process and args.out:
-            results = {"averages": averages, "runs": runs, "command": sys.argv, "arguments": plain(args),
+            results = {"averages": averages, "runs": runs, "command": sys.argv, "arguments": as_dict(args),
                        "sha256": clip.sha256(clip.locate(args.weights or args.model)), "torch": torch.__version__}
             (out / "results.json").write_text(json.dumps(results, indent=1, default=str) + "\n")
     if main_process and args.attention:

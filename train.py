@@ -123,7 +123,7 @@ def arguments_of_run(parser, folder):
         parser.error(f"--resume: {folder / 'args.json'} is damaged")
     parser.set_defaults(**saved)
     args = parser.parse_args()
-    given = evaluate.plain(args)
+    given = evaluate.as_dict(args)
     for name in sorted(set(saved) - MACHINE):
         if given[name] != saved[name]:
             parser.error(f"--{name.replace('_', '-')} is {saved[name]!r} in {folder} and cannot become {given[name]!r}")
@@ -143,7 +143,7 @@ def make_folder(args):
     args.out = args.out or free_folder(Path(args.data or args.train_list.stem).name)
     evaluate.make_folder(args.out)
     with replacing(args.out / "args.json") as file:
-        file.write(json.dumps(evaluate.plain(args), indent=1).encode() + b"\n")
+        file.write(json.dumps(evaluate.as_dict(args), indent=1).encode() + b"\n")
 
 
 @contextlib.contextmanager
@@ -208,6 +208,8 @@ def draw_curves(folder):
         right.axhline(validations[0]["top1"], color="#555555", linestyle=":", label="top-1 before training")
         right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
         right.legend(loc="center right")
+        for axes in (left, right):
+            axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -336,7 +338,7 @@ def checkpoint(model, args, classes, **more):
         state = {name: value for name, value in state.items() if name in clip.PROMPTS}
         more["backbone"] = model.backbone
     return {"model": state, "mean": model.mean, "std": model.std, "template": model.template,
-            "fusion": model.fusion, "classes": classes, "args": evaluate.plain(args), **more}
+            "fusion": model.fusion, "classes": classes, "args": evaluate.as_dict(args), **more}
 
 
 def save(path, content):

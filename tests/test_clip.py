@@ -1,5 +1,10 @@
 """The model and its tokenizer against open_clip and against formulas written out."""
 import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
 import time
 
 import open_clip
@@ -226,3 +231,26 @@ def test_prompts_are_part_of_the_state_dict_and_load_again(model, tmp_path):
     again = clip.load(tmp_path / "prompted.pt")
     assert torch.equal(again.text_prompts, model.text_prompts)
     assert again.visual_prompts is None
+
+
+def test_the_file_alone_works_in_another_project(tmp_path):
+    """A copy of clip.py needs nothing else of this project."""
+    shutil.copy(clip.__file__, tmp_path)
+    shutil.copy(clip.MODELS["tiny"], tmp_path / "weights.pt")
+    code = """\
+import clip, torch
+model = clip.load("weights.pt")
+tokens = model.tokenizer(["a red ball", "a blue cone"])
+print(model(torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8), tokens).tolist())
+try:
+    clip.load("tiny")
+except FileNotFoundError as error:
+    print(error)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True,
+                         check=True).stdout.splitlines()
+    model = clip.load("tiny")
+    logits = model(torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8), model.tokenizer(["a red ball", "a blue cone"]))
+    assert json.loads(out[0]) == [pytest.approx(row, rel=1e-4) for row in logits.tolist()]
+    assert out[1].startswith(f"'{tmp_path / 'toy' / 'tiny.pt'}' is neither a file nor a model")
