@@ -25,7 +25,6 @@ import open_clip
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import numbered_frames, write_video
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,6 +32,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import resize
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from conftest import numbered_frames, write_video  # noqa: E402
+
 import clip  # noqa: E402
 import data  # noqa: E402
 import evaluate  # noqa: E402

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from conftest import distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 from torchvision.transforms.v2.functional import normalize
 
 import clip
@@ -254,3 +255,14 @@ except FileNotFoundError as error:
     logits = model(torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8), model.tokenizer(["a red ball", "a blue cone"]))
     assert json.loads(out[0]) == [pytest.approx(row, rel=1e-4) for row in logits.tolist()]
     assert out[1].startswith(f"'{tmp_path / 'toy' / 'tiny.pt'}' is neither a file nor a model")
+
+
+def test_the_encoders_compile_whole_and_not_again_for_other_classes():
+    """One graph each, without breaks; a second one, of any size, when the sizes change for the first time."""
+    model, graphs = clip.load("tiny"), {"text": CompileCounter(), "image": CompileCounter()}
+    model.transformer.compile(backend=graphs["text"], fullgraph=True)
+    model.visual.compile(backend=graphs["image"], fullgraph=True)
+    for i, (classes, length, images) in enumerate([(5, 7, 16), (6, 9, 8), (101, 12, 24), (40, 8, 4)]):
+        model.encode_text(torch.randint(1, 500, (classes, length))).sum().backward()
+        model.encode_image(torch.randn(images, 3, 64, 64)).sum().backward()
+        assert [counter.frame_count for counter in graphs.values()] == [min(i + 1, 2)] * 2
