@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import copy
 import csv
+import errno
 import functools
 import json
 import math
@@ -122,7 +123,7 @@ def open_video(path):
     decoding, since the header may lack it or lie.
     """
     if not Path(path).is_file():  # a pipe would be waited for
-        raise FileNotFoundError("there is no such file")
+        raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
     # "file:", or else a colon in the name would make a protocol of what is before it.
     with av.open(f"file:{path}", metadata_errors="ignore") as container:
         stream = container.streams.best("video")
@@ -465,19 +466,21 @@ def read_dataset(name, root=None, split=1, train=False):
     Raises FileNotFoundError, with what belongs in `root` and how to get it, if it is not there.
     """
     root, half = Path(root or root_of(name)), "training" if train else "validation"
+    what = name if name in DATASETS else "a data set"
     if split > 1 and name not in ("toy", "ucf101", "hmdb51"):
         raise ValueError(f"--split {split}: {name} has no official splits")
     try:
-        with told_as(f"{name} in {root.absolute()}"):
+        with told_as(f"{what} in {root.absolute()}"):
             samples, names = DATASETS.get(name, folder)(root, split, train)
+            samples = [(Path(path), range(len(names))[label]) for path, label in samples]  # refuses what is no label
     except (FileNotFoundError, NotADirectoryError) as error:
         if name == "toy":
             raise
         missing = Path(error.filename).absolute().relative_to(root.absolute())
         how = HOW_TO_GET.get(name, " ".join(DATASETS.get(name, folder).__doc__.split())).format(root=root)
-        raise FileNotFoundError(f"{name} is not in {root.absolute()}: {missing} is missing. {how}") from error
+        raise FileNotFoundError(f"{what} is not in {root.absolute()}: {missing} is missing. {how}") from error
     if not samples:
-        raise ValueError(f"{name} in {root.absolute()}: no {half} video" + (f" in split {split}" if split > 1 else ""))
+        raise ValueError(f"{what} in {root.absolute()}: no {half} video" + (f" in split {split}" if split > 1 else ""))
     return samples, names
 
 
@@ -698,8 +701,9 @@ def check_lists(parser, args):
     """Ends a call with only some of the flags that go together."""
     lists = (getattr(args, "train_list", args.val_list), args.val_list, args.labels)
     if any(lists) and (not all(lists) or args.classes not in ("all", ["all"])):
-        first = "" if hasattr(args, "video") else "--train-list (for training), "
-        parser.error(f"{first}--val-list and --labels go together, and not with --classes")
+        first, last = ("", "; --video goes with --labels alone") if hasattr(args, "video") else (
+            "--train-list (for training), ", "")
+        parser.error(f"{first}--val-list and --labels go together, and not with --classes{last}")
 
 
 def picture_grid(rows, tile=128):

@@ -296,7 +296,8 @@ def blend(plain, tuned, share):
     blended, weights = copy.deepcopy(tuned), plain.state_dict()
     for name, parameter in blended.named_parameters():
         if name not in weights or weights[name].shape != parameter.shape:
-            raise ValueError(f"--blend: {name} is not in both models in the same shape; is --model right?")
+            why = "learned prompts cannot be blended" if name in clip.PROMPTS else "is --model right?"
+            raise ValueError(f"--blend: {name} is not in both models in the same shape; {why}")
         parameter.lerp_(weights[name], 1 - share)
     return blended
 
@@ -444,7 +445,7 @@ def parse_args():
     """The arguments, complete and consistent; ends wrong calls with exit status 2."""
     parser = data.Parser(__doc__)
     add_arguments(parser, batch_size="32")
-    parser.set_defaults(split=None, classes=["all"], batch_size=32)
+    parser.set_defaults(split=None, classes=None, batch_size=32)
     group = parser.add_argument_group("evaluation")
     group.add_argument("--zero-shot", action="store_true", help="plain CLIP (the default without --weights)")
     group.add_argument("--template", type=template, metavar="TEXT",
@@ -488,11 +489,12 @@ def parse_args():
         args.classes = content["classes"] if args.labels is None else read_labels(args.labels)
         args.labels, args.model = None, args.model or trained.get("model", "ViT-B/16")
     elif args.data in (None, trained.get("data")):
-        names += ["data", "root", "split", "val_list", "labels"]
+        names += ["data", "root", "split", "val_list", "labels"] + ([] if args.val_list else ["classes"])
     for name in names:
         if getattr(args, name) is None:
             setattr(args, name, trained.get(name))
     args.split = args.split if isinstance(args.split, list) else [args.split or 1]
+    args.classes = args.classes if isinstance(args.classes, list) else [args.classes or "all"]
     complete(parser, args, dict(frames=32), dict(frames=8), trained)
     return args
 
@@ -528,9 +530,11 @@ def label_videos(args, models):
     for path in args.video:
         if not path.exists():
             raise FileNotFoundError(f"--video {path}: there is no such file")
-        inside = path.iterdir() if path.is_dir() else ()
-        found = sorted(file for file in inside if file.suffix.lower() in data.VIDEO_FILES) or [path]
-        if found == [path] and path.is_dir() and not data.image_files(path):
+        found = [path]
+        if path.is_dir() and not data.image_files(path):  # a video may be a folder of its frames
+            found = sorted(inside for inside in path.rglob("*") if inside.suffix.lower() in data.VIDEO_FILES
+                           or inside.is_dir() and data.image_files(inside))
+        if not found:
             raise ValueError(f"--video {path}: no videos lie in this folder")
         paths += found
     model = list(models.values())[-1]
@@ -629,7 +633,8 @@ def report(args, runs, averages):
     last = [run for run in runs if (run["model"], run["split"]) == (runs[-1]["model"], runs[0]["split"])]
     worst = sorted((row for run in last for row in run["per_class"] if row["top1"] < 100), key=lambda row: row["top1"])
     width = max(13, *(len(row["class"]) for row in worst[:10])) if worst else 13
-    say(f"\n{'worst classes':{width}}  top-1, %  videos  most often taken for" if worst else "")
+    of_split = f" (of split {runs[0]['split']})" if len(args.split) > 1 else ""
+    say(f"\n{'worst classes':{width}}  top-1, %  videos  most often taken for{of_split}" if worst else "")
     for row in worst[:10]:
         say(f"{row['class']:{width}}  {row['top1']:8.1f}  {row['count']:6}  {row['taken_for']}")
     for error in dict.fromkeys(error for run in runs for error in run["unreadable"]):

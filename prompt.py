@@ -77,7 +77,6 @@ def load(args, weights, device):
             path = clip.locate(weights)
             model.backbone = {"path": weights if weights in clip.MODELS else str(path.absolute()),
                               "sha256": clip.sha256(path)}
-        model.template = args.template
     args.fusion = model.fusion
     train.choose_parameters(model, "prompts")
     return model

@@ -207,7 +207,7 @@ def draw_curves(folder):
         right.plot(epochs, [r["top5"] for r in validations], color="#009e73", marker="s", label="top-5")
         right.axhline(validations[0]["top1"], color="#555555", linestyle=":", label="top-1 before training")
         right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
-        right.legend(loc="center right")
+        right.legend()
         for axes in (left, right):
             axes.xaxis.get_major_locator().set_params(integer=True)
 
@@ -380,6 +380,12 @@ def catch_signals():
     return signals
 
 
+def refuse(unreadable, seen, failures=None):
+    """Raises ValueError if too many videos cannot be read: of `seen` so many, or `failures` where some count twice."""
+    if (failures or len(unreadable)) > MAX_UNREADABLE * max(seen, 200):
+        raise ValueError(f"{len(unreadable)} videos cannot be read, over {MAX_UNREADABLE:.0%}: {unreadable[0]}")
+
+
 def fit(args, model, train_samples, val_samples, classes, device, last=None):
     """Trains the parameters of `model` that require a gradient, with validation before the first and after every epoch.
 
@@ -444,8 +450,6 @@ def fit(args, model, train_samples, val_samples, classes, device, last=None):
         evaluate.finish()
         sys.exit(130 if signal.SIGINT in signals else 0)
 
-    new = ", learned prompts as they start" if args.tune == "prompts" else ""
-
     def validate(epoch):
         """Accuracy on the validation videos, logged and printed."""
         tokens = evaluate.class_tokens(model, classes, model.template)
@@ -454,11 +458,17 @@ def fit(args, model, train_samples, val_samples, classes, device, last=None):
         if rank == 0:
             log.write(step=progress["step"], epoch=epoch, **results)
         say(f"epoch {epoch:2} of {args.epochs}   top-1 {results['top1']:5.1f} %   top-5 {results['top5']:5.1f} %"
-            + (f"   (prompt {model.template!r}{new})" if epoch == 0 else ""))
+            + (f"   (prompt {model.template!r})" if epoch == 0 else ""))
+        refuse(results["unreadable"], results["count"])
         return results
 
     if progress["before"] is None:
+        new = {name: getattr(model, name) for name in clip.PROMPTS if args.tune == "prompts"}
+        for name in new:  # before them
+            setattr(model, name, None)
         progress["before"] = validate(0)
+        for name, prompts in new.items():
+            setattr(model, name, prompts)
     else:
         say(f"goes on after step {progress['step']} of {args.epochs * per_epoch}")
     model.template, model.fusion = args.template, args.fusion
@@ -477,9 +487,7 @@ def fit(args, model, train_samples, val_samples, classes, device, last=None):
                 record["unreadable"] = sorted(evaluate.gather(errors))
                 progress["unreadable"] = sorted({*progress["unreadable"], *record["unreadable"]})
                 progress["failures"] += int(failures)
-                if progress["failures"] > MAX_UNREADABLE * max(progress["step"] * args.batch_size, 200):
-                    raise ValueError(f"{progress['failures']} videos cannot be read, over {MAX_UNREADABLE:.0%}: "
-                                     f"{progress['unreadable'][0]}")
+                refuse(progress["unreadable"], progress["step"] * args.batch_size, progress["failures"])
             if rank == 0:
                 log.write(**record)
             bar.set_postfix_str(f"loss {record['loss']:.3f}, lr {record['lr']:.1e}, "
@@ -522,7 +530,7 @@ def report(args, progress, device):
     say(f"""
               top-1    top-5
 before       {before["top1"]:6.1f}   {before["top5"]:6.1f}   %
-fine-tuned   {best["top1"]:6.1f}   {best["top5"]:6.1f}   %
+{"prompts" if args.tune == "prompts" else "fine-tuned":10}   {best["top1"]:6.1f}   {best["top5"]:6.1f}   %
 {minutes} min {seconds} s, {speed:.0f} videos/s in training, {memory(device):.1f} GiB of memory at most
 the best model is {args.out / "best.pt"}""")
 

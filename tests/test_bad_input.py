@@ -49,7 +49,7 @@ def only_line(name, errors):
     (["evaluate.py", "--split", "4"], 2, "--split: invalid choice"),
     (["evaluate.py", "--classes", "base", "base"], 2, "--classes names something twice"),
     (["evaluate.py", "--views", "4x2"], 2, "--views: '4x2' is not a number of clips x 1 or 3 crops"),
-    (["evaluate.py", "--labels", "a,b"], 2, "--val-list and --labels go together"),
+    (["evaluate.py", "--labels", "a,b"], 2, "--val-list and --labels go together, and not with --classes; --video"),
     (["evaluate.py", "--zero-shot", "--weights", "x.pt"], 2, "--zero-shot is about plain CLIP"),
     (["evaluate.py", "--weights", "LICENSE"], 1, "LICENSE is damaged or not a file of weights"),
     (["evaluate.py", "--blend", "0.5"], 2, "--blend needs --weights"),
@@ -157,10 +157,15 @@ def test_a_few_videos_cannot_be_read(toy_copy, run, tmp_path):
 
 
 def test_no_video_can_be_read(toy_copy, call, tmp_path):
-    shutil.rmtree(tmp_path / "toy" / "UCF-101")
+    for path, _ in data.read_dataset("ucf101", tmp_path / "toy", train=True)[0]:
+        path.unlink()
     status, _, errors = call("train.py", *toy_copy, "--workers", "0", "--out", tmp_path / "run")
     assert status == 1
     assert "videos cannot be read, over 5%: " in only_line("train.py", errors)
+    shutil.rmtree(tmp_path / "toy" / "UCF-101")
+    status, _, errors = call("train.py", *toy_copy, "--workers", "0", "--out", tmp_path / "other")
+    assert status == 1
+    assert only_line("train.py", errors).startswith("352 videos cannot be read, over 5%: ")  # those of validation
     status, _, errors = call("evaluate.py", *toy_copy, "--workers", "0", "--out", tmp_path)
     results = read_results(tmp_path)
     assert (status, errors) == (0, "")

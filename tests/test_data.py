@@ -479,6 +479,14 @@ def test_some_videos_are_read_or_all(arguments, read, tmp_path, capsys, monkeypa
     assert f"\n  {read} tried: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("label", ["a", 2, 1.5])
+def test_a_label_that_is_none_is_told(label, tmp_path, monkeypatch):
+    samples = [("a.mp4", 0), ("b.mp4", label)]
+    monkeypatch.setitem(data.DATASETS, "mine", lambda root, split, train: (samples, ["a", "b"]))
+    with pytest.raises(ValueError, match="mine in .* is not as it should be: (TypeError|IndexError)"):
+        data.read_dataset("mine", tmp_path)
+
+
 def test_a_folder_without_val_is_told_with_what_belongs_there(tmp_path):
     (tmp_path / "train" / "archery").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="val is missing. Your own videos: train/<class>"):

@@ -223,15 +223,19 @@ def test_embeddings_keep_their_neighbours_in_two_dimensions(kind, monkeypatch):
 
 def test_own_videos_are_labelled_on_the_screen_and_in_a_table(run, clips, tmp_path):
     samples, names = clips
-    for path, _ in samples:
-        shutil.copy(path, tmp_path)
+    for path, label in samples:
+        (tmp_path / names[label]).mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / names[label])
+    (tmp_path / "frames").mkdir()
+    for i, frame in enumerate(data.read_video(path, 4).permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(frame).save(tmp_path / "frames" / f"{i}.png")
     (tmp_path / "broken.avi").write_bytes(b"no video")
     (tmp_path / "labels.txt").write_text("\n".join(names) + "\n\n")
     arguments = ("evaluate.py", "--model", "tiny", "--frames", "4", "--out", tmp_path, "--video")
     run(*arguments, tmp_path, "--labels", tmp_path / "labels.txt")
     model = clip.load("tiny")
     rows = {row["video"]: row for row in csv.DictReader((tmp_path / "predictions.csv").open())}
-    assert len(rows) == len(samples) + 1
+    assert len(rows) == len(samples) + 2
     broken = rows.pop(str(tmp_path / "broken.avi"))
     assert (broken["label"], broken["probability"]) == ("", "")
     assert "Invalid data" in broken["error"]
@@ -239,6 +243,8 @@ def test_own_videos_are_labelled_on_the_screen_and_in_a_table(run, clips, tmp_pa
         label, probability = evaluate.classify(model, data.read_video(path, 4), names)[0]
         assert row["label"] == label
         assert float(row["probability"]) == pytest.approx(probability, abs=1e-4)
+    last, of = samples[-1]
+    assert rows[str(tmp_path / "frames")]["label"] == rows[str(tmp_path / names[of] / last.name)]["label"]
     path = next(iter(rows))
     out = run(*arguments, path, "--labels", ", ".join(names), "--attention", "moving.gif")
     bars = [line for line in out.splitlines() if "█" in line]
@@ -265,6 +271,14 @@ def test_labels_are_names_or_a_file(text, expected, tmp_path, monkeypatch):
     else:
         with pytest.raises((ValueError, OSError), match=expected):
             evaluate.read_labels(text)
+
+
+def test_classes_are_those_of_training_if_nothing_else_is_said(run, tuned, tmp_path):
+    content = torch.load(tuned, weights_only=True)
+    torch.save(content | {"args": content["args"] | {"classes": "novel", "frames": 1}}, tmp_path / "novel.pt")
+    run("evaluate.py", "--weights", tmp_path / "novel.pt", "--out", tmp_path)
+    found = read_results(tmp_path)
+    assert (found["classes"], found["count"]) == ("novel", 144)
 
 
 def test_other_splits_than_that_of_training_are_warned_of(run, tuned, tmp_path):

@@ -38,6 +38,13 @@ def test_exactly_the_prompts_are_trained(learned):
     assert {name for name, p in model.named_parameters() if p.grad is not None} == {"visual_prompts", "text_prompts"}
 
 
+def test_accuracy_before_is_that_of_the_weights_without_prompts(learned, run, tmp_path):
+    before = json.loads((learned / "log.jsonl").read_text().splitlines()[0])
+    run("evaluate.py", "--weights", learned.parent / "backbone.pt", "--model", "tiny", "--classes", "novel", "--frames",
+        "2", "--out", tmp_path)
+    assert before["top1"] == read_results(tmp_path)["top1"]
+
+
 def test_a_checkpoint_is_small_and_finds_the_frozen_weights(learned, run, tmp_path):
     assert (learned / "best.pt").stat().st_size < 300_000
     run("evaluate.py", "--weights", learned / "best.pt", "--classes", "novel", "--out", tmp_path)
