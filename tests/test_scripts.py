@@ -1,4 +1,4 @@
-"""The commands of the README, run as a user runs them."""
+"""The default run of the scripts: what it learns, what it leaves, and their help."""
 import json
 import math
 import subprocess
