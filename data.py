@@ -70,6 +70,9 @@ MAX_PIXELS = 2 ** 26  # of a frame: twice 8K
 MAX_PACKETS, MAX_BYTES = 200_000, 2 ** 30  # of a compressed video: two hours
 MAX_DECODED = 2 ** 36  # pixels decoded for one clip: 20 minutes of 1080p, where all of it has to be decoded
 
+# Titles and the like may be in any encoding. PyAV 19 does not read them by itself and has no such option any more.
+IGNORE_METADATA = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+
 IMAGE_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
@@ -125,7 +128,7 @@ def open_video(path):
     if not Path(path).is_file():  # a pipe would be waited for
         raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
     # "file:", or else a colon in the name would make a protocol of what is before it.
-    with av.open(f"file:{path}", metadata_errors="ignore") as container:
+    with av.open(f"file:{path}", **IGNORE_METADATA) as container:
         stream = container.streams.best("video")
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:  # the cover of a song
             raise ValueError("it has no video stream")

@@ -247,7 +247,7 @@ def test_pictures_that_would_fill_the_memory_are_refused(tmp_path):
         content[where : where + 8] = struct.pack("<ii", 30_000, 30_000)
 
     path = damaged(write_video(tmp_path / "video.avi", numbered_frames(10)), enlarge)
-    with pytest.raises(ValueError, match="no frame of it can be decoded"):
+    with pytest.raises(ValueError, match="no frame of it can be decoded|cannot decode"):
         data.read_video(path, 4)
     Image.new("1", (14_000, 14_000)).save(tmp_path / "frame1.png")
     with pytest.raises(ValueError, match="196000000 pixels"):
