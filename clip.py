@@ -1,32 +1,24 @@
-"""CLIP for videos: the model of ViFi-CLIP, from the text tokenizer to loading OpenAI's weights.
+"""CLIP for videos: the model of ViFi-CLIP, from the text tokenizer to loading weights.
 
 CLIP (Radford et al., 2021, arXiv 2103.00020) has two transformers, one for images and one for text, that embed both in
 one space. ViFi-CLIP (arXiv 2212.03640, section 3) takes it as it is, encodes every frame of a video on its own and
-averages over time; the class whose name lies nearest wins:
+averages the frame embeddings over time; the class whose name is nearest wins:
 
-    v = 1/T * sum over t of encode_image(frame t)         the video embedding, [D]
-    logits_c = exp(logit_scale) * cos(v, encode_text(name of class c))
+    v = 1/T * sum over t of encode_image(frame t)                          the video embedding, [D]
+    logit of class c = exp(logit_scale) * cos(v, encode_text(name of class c))
 
-Nothing is added: no layer looks across time. The parameters have OpenAI's own names, so OpenAI's weights fit as is.
+Nothing is added: no layer looks across time. The parameters have OpenAI's names, so OpenAI's weights load directly.
 
 Shapes: B videos of T frames, N images, S pixels a side, C texts of L tokens, D the width of the common space.
 """
-import collections
-import contextlib
-import fcntl
-import functools
+import errno
 import gzip
-import hashlib
 import html
 import http.client
-import os
 import pickle
-import re
-import time
-import urllib.error
-import urllib.request
+import sys
 import warnings
-import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import ftfy
@@ -35,7 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from tqdm import tqdm
+
+
+class InputError(ValueError):
+    """A file that holds no CLIP, a failed download or a text that is too long. The message is one line for the user."""
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From text to tokens
@@ -46,8 +42,8 @@ TINY_VOCABULARY = 2 * 256 + 2  # bytes, bytes that end a word, start and end: no
 class Tokenizer:
     """CLIP's tokenizer: byte-pair encoding of lower-case text, as in github.com/openai/CLIP, clip/simple_tokenizer.py.
 
-    Starts from the 256 bytes, then the 256 bytes at the end of a word, and joins pairs in the order in which `merges`
-    lists them. OpenAI's vocabulary has 48,894 merges (49,408 tokens with start and end), the one of `tiny` has none.
+    The vocabulary is the 256 bytes, the 256 bytes at the end of a word, and one token for each pair in `merges`.
+    OpenAI's has 48,894 merges (49,408 tokens with start and end), the one of `tiny` has none.
     """
 
     def __init__(self, merges=(), context_length=77):
@@ -70,8 +66,7 @@ class Tokenizer:
         return [token for word in self.words.findall(text) for token in self.encode_word(word)]
 
     def encode_word(self, word):
-        """The token ids of one word: of the pairs in it, the one that comes first in the merges is joined, again and
-        again, until none of them is a merge."""
+        """The token ids of one word: joins the pair that comes first in the merges until no pair is a merge."""
         parts = [self.character[byte] for byte in word.encode()]
         parts[-1] += "</w>"
         while len(parts) > 1:
@@ -92,13 +87,13 @@ class Tokenizer:
         L is not always the full context length because nothing after the end token can matter: attention is causal and
         the text is read out at its end token. For short class names most of the 77 tokens would be computed in vain.
 
-        Raises ValueError for a text of more than `context_length` tokens, unless `truncate`, which keeps the first.
+        Raises InputError for a text of more than `context_length` tokens, unless `truncate`, which keeps the first.
         """
         rows = []
         for text in texts:
             ids = self.encode(text)
             if len(ids) > self.context_length - 2 and not truncate:
-                raise ValueError(f"a text of {len(ids) + 2} tokens; the model reads {self.context_length}: {text!r}")
+                raise InputError(f"a text of {len(ids) + 2} tokens; the model reads {self.context_length}: {text!r}")
             rows.append([self.start, *ids[: self.context_length - 2], self.end])
         tokens = torch.zeros(len(rows), max(map(len, rows), default=2), dtype=torch.int64)
         for row, ids in zip(tokens, rows):
@@ -121,19 +116,21 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def project(self, x):
-        """x [N, L, width] to queries, keys and values, [3, N, heads, L, 64]."""
+        """x [N, L, width] to queries, keys and values, each [N, heads, L, 64]."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [N, L, 3 * width]
         return qkv.unflatten(-1, (3, self.heads, 64)).permute(2, 0, 3, 1, 4)
 
     def forward(self, x, causal):  # [N, L, width]
         q, k, v = self.project(x)
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        # softmax(Q Kᵀ / √64) V; with `causal`, a token sees itself and those before it
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # [N, heads, L, 64]
         return self.out_proj(x.transpose(1, 2).flatten(2))
 
 
 class QuickGELU(nn.Module):
     def forward(self, x):
-        return F.silu(1.702 * x) / 1.702  # x * sigmoid(1.702 x), with one tensor kept for the way back, not two
+        # x * sigmoid(1.702 x). Written with silu(y) = y * sigmoid(y), autograd stores one tensor instead of two.
+        return F.silu(1.702 * x) / 1.702
 
 
 class Block(nn.Module):
@@ -142,10 +139,8 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential()
-        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
-        self.mlp.add_module("gelu", QuickGELU())
-        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(OrderedDict(
+            c_fc=nn.Linear(width, 4 * width), gelu=QuickGELU(), c_proj=nn.Linear(4 * width, width)))
 
     def forward(self, x, causal):
         x = x + self.attn(self.ln_1(x), causal)
@@ -156,24 +151,25 @@ class Transformer(nn.Module):
     def __init__(self, width, layers, causal):
         super().__init__()
         self.causal = causal
-        self.checkpointing = False  # keep only what enters each block, and compute the rest again on the way back
+        self.checkpointing = False  # True: store the input of each block only, and compute the rest again in backward
         self.resblocks = nn.ModuleList(Block(width) for _ in range(layers))
 
-    def forward(self, x, prompts=None, at=None):
+    def forward(self, x, prompts=None, start=None):
         """x [N, L, width] to the same shape.
 
-        Of `prompts`, [depth, n_ctx, width], prompts[0] is already in x, at the positions `at` to `at + n_ctx`; before
-        block i these positions are overwritten with prompts[i], up to the depth (section 3.2, and VPT, 2203.12119).
+        `prompts` [depth, n_ctx, width]: prompts[0] is already in x, at the positions start to start + n_ctx. Before
+        block i, 0 < i < depth, prompts[i] replaces what is at these positions (section 3.2, and VPT, 2203.12119).
         """
         for i, block in enumerate(self.resblocks):
             if prompts is not None and 0 < i < len(prompts):
-                x = torch.cat([x[:, :at], prompts[i].expand(len(x), -1, -1), x[:, at + prompts.shape[1] :]], dim=1)
+                end = start + prompts.shape[1]
+                x = torch.cat([x[:, :start], prompts[i].expand(len(x), -1, -1), x[:, end:]], dim=1)
             x = checkpoint(block, x, self.causal, use_reentrant=False) if self.checkpointing else block(x, self.causal)
         return x
 
 
 class VisionTransformer(nn.Module):
-    """An image is cut into patches; the class token, the first of the sequence, becomes its embedding."""
+    """Cuts an image into patches; the class token, the first of the sequence, becomes the embedding of the image."""
 
     def __init__(self, image_size, patch_size, width, layers, embed_dim):
         super().__init__()
@@ -189,28 +185,25 @@ class VisionTransformer(nn.Module):
     def forward(self, images, prompts=None):  # [N, 3, S, S], [depth, n_ctx, width] -> [N, D]
         x = self.conv1(images).flatten(2).transpose(1, 2)  # [N, patches, width]
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1) + self.positional_embedding
-        at = x.shape[1]
-        if prompts is not None:  # behind the patches, without position
+        start = x.shape[1]
+        if prompts is not None:  # [class | patches | P_v], the prompts without position embeddings
             x = torch.cat([x, prompts[0].expand(len(x), -1, -1)], dim=1)
-        x = self.transformer(self.ln_pre(x), prompts, at)
+        x = self.transformer(self.ln_pre(x), prompts, start)
         return self.ln_post(x[:, 0]) @ self.proj
-
-
-PROMPTS = ("visual_prompts", "text_prompts")  # the parameters that OpenAI's models do not have
 
 
 class CLIP(nn.Module):
     """The two encoders and the scale of their similarity.
 
-    Beside its parameters it keeps what its weights are used to: `mean` and `std` of the pixels, OpenAI's until a
-    checkpoint says otherwise, the `template` that makes a sentence of a class name, the bare name until then, and the
-    `fusion` over time.
+    Beside its parameters it stores what the weights were trained with: `mean` and `std` of the pixels, OpenAI's by
+    default; the `template` that makes a sentence of a class name, by default the bare name; and `fusion`, what is
+    averaged over time (the ablation of the paper): "embedding", the default, "decision" or "image", see `forward`.
     """
 
     def __init__(self, embed_dim, image_size, patch_size, vision_width, vision_layers,
                  context_length, vocab_size, text_width, text_layers):
         super().__init__()
-        self.image_size, self.vocab_size = image_size, vocab_size
+        self.image_size = image_size
         self.visual = VisionTransformer(image_size, patch_size, vision_width, vision_layers, embed_dim)
         self.token_embedding = nn.Embedding(vocab_size, text_width)
         self.positional_embedding = nn.Parameter(torch.randn(context_length, text_width) * 0.01)
@@ -218,39 +211,23 @@ class CLIP(nn.Module):
         self.ln_final = nn.LayerNorm(text_width)
         self.text_projection = nn.Parameter(torch.randn(text_width, embed_dim) * text_width ** -0.5)
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
-        # Prompts [depth, n_ctx, width] of the two encoders (section 3.2), None in a model without.
-        self.register_parameter("visual_prompts", None)
-        self.register_parameter("text_prompts", None)
+        self.tokenizer = Tokenizer(read_merges(vocab_size), context_length)
+        self.set_prompts(None, None)
         # Not persistent: a state dict has OpenAI's entries and no others. On the CPU: `load` builds on the device meta.
         self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073], device="cpu"), persistent=False)
         self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711], device="cpu"), persistent=False)
         self.template, self.fusion = "{}", "embedding"
-        self.backbone = None  # of prompts that are kept alone: where the other weights are, {"path", "sha256"}
 
-    @functools.cached_property
-    def tokenizer(self):
-        merges = [] if self.vocab_size == TINY_VOCABULARY else read_merges(self.vocab_size)
-        prompts = 0 if self.text_prompts is None else self.text_prompts.shape[1]  # they need positions too
-        return Tokenizer(merges, len(self.positional_embedding) - prompts)
-
-    def add_prompts(self, vision, text):
-        """Gives the encoders new prompts: each (n_ctx, depth), n_ctx of 0 for none. Normal with std 0.02, but as few
-        text prompts as "a photo of a" has tokens, four with OpenAI's vocabulary, start in the first layer as its words.
-        """
-        device = self.logit_scale.device
-        words = self.token_embedding(self.tokenizer(["a photo of a"]).to(device))[0, 1:-1].detach()  # [words, width]
-        for name, (n_ctx, depth), width in (("visual_prompts", vision, len(self.visual.proj)),
-                                            ("text_prompts", text, len(self.text_projection))):
-            prompts = torch.randn(depth, n_ctx, width).to(device) * 0.02
-            if name == "text_prompts" and 0 < n_ctx <= len(words):
-                prompts[0] = words[:n_ctx]
-            setattr(self, name, nn.Parameter(prompts) if n_ctx else None)
-        del self.tokenizer  # it is made again for the positions that are left
+    def set_prompts(self, visual, text):
+        """Gives the encoders learned prompts (prompt.py): tensors [depth, n_ctx, width], None for none."""
+        for name, prompts in (("visual_prompts", visual), ("text_prompts", text)):
+            self.register_parameter(name, None if prompts is None else nn.Parameter(prompts))
+        # Text prompts take positions from the text.
+        self.tokenizer.context_length = len(self.positional_embedding) - (0 if text is None else text.shape[1])
 
     def normalize(self, pixels):
-        """Pixels of any dtype in 0..255, [..., 3, S, S], to float with the mean and std that the weights know."""
-        mean, std = self.mean[:, None, None], self.std[:, None, None]
-        return (pixels / 255 - mean) / std
+        """Pixels 0..255 of any dtype, [..., 3, S, S], to float with the mean and std that the weights expect."""
+        return (pixels / 255 - self.mean[:, None, None]) / self.std[:, None, None]
 
     def encode_image(self, images):
         """Images [N, 3, S, S], raw uint8 or normalised float, to embeddings [N, D], not normalised."""
@@ -258,52 +235,47 @@ class CLIP(nn.Module):
             images = self.normalize(images)
         return self.visual(images, self.visual_prompts)
 
+    def encode_frames(self, video):
+        """Videos [B, T, 3, S, S] to the embeddings of their frames [B, T, D], each encoded on its own."""
+        return self.encode_image(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+
     def encode_video(self, video):
         """Videos [B, T, 3, S, S] to embeddings [B, D], not normalised: the mean of their frames' (section 3.1)."""
-        frames = self.encode_image(video.flatten(0, 1))  # [B * T, D]
-        return frames.unflatten(0, video.shape[:2]).mean(dim=1)
+        return self.encode_frames(video).mean(dim=1)
 
     def encode_text(self, tokens):
-        """Tokens [C, L], as `tokenizer` makes them, to embeddings [C, D], not normalised."""
+        """Tokens [C, L] of `tokenizer` to embeddings [C, D], not normalised."""
         x = self.token_embedding(tokens)  # [C, L, width]
         end = tokens.argmax(dim=-1)  # the end token has the highest id of the vocabulary
-        if self.text_prompts is not None:  # between the start token and the text
+        if self.text_prompts is not None:  # [start | P_t | name | end], the prompts with position embeddings
             x = torch.cat([x[:, :1], self.text_prompts[0].expand(len(x), -1, -1), x[:, 1:]], dim=1)
             end = end + self.text_prompts.shape[1]
         x = x + self.positional_embedding[: x.shape[1]]
-        x = self.ln_final(self.transformer(x, self.text_prompts, at=1))
+        x = self.ln_final(self.transformer(x, self.text_prompts, start=1))
         return x[torch.arange(len(x), device=x.device), end] @ self.text_projection
 
-    def logits(self, video, text):
-        """Scaled cosines of video embeddings [..., D] and text embeddings [C, D]: [..., C], always in float32, since
-        in bfloat16 a logit near 30 is only good to 0.1."""
-        with torch.autocast(video.device.type, enabled=False):
-            video, text = F.normalize(video.float(), dim=-1), F.normalize(text.float(), dim=-1)
-            return self.logit_scale.float().exp() * video @ text.T
-
-    def compare(self, frames, text):
-        """Embeddings of the frames of videos, [B, T, D], and of texts, [C, D], to logits [B, C].
-
-        `fusion` says what is averaged over time (the paper's ablation): "embedding", the embeddings of the frames;
-        "decision", their logits; "image", their probabilities, and when training nothing: [B * T, C], an example each.
-        """
-        if self.fusion == "embedding":
-            return self.logits(frames.mean(dim=1), text)
-        logits = self.logits(frames, text)  # [B, T, C]
-        if self.fusion == "decision":
-            return logits.mean(dim=1)
-        # A logarithm of the mean probability, up to a constant.
-        return logits.flatten(0, 1) if self.training else logits.log_softmax(dim=-1).logsumexp(dim=1)
+    def logits(self, images, texts):
+        """Scaled cosines of image or video embeddings [..., D] and text embeddings [C, D]: [..., C]. Computed in
+        float32: in bfloat16 a logit near 30 would only be good to 0.1."""
+        with torch.autocast(images.device.type, enabled=False):
+            images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
+            return self.logit_scale.float().exp() * images @ texts.T
 
     def forward(self, video, tokens):
-        """Videos [B, T, 3, S, S] and the tokens [C, L] of C classes, or their embeddings [C, D], to logits [B, C]."""
-        text = tokens if tokens.is_floating_point() else self.encode_text(tokens)
-        frames = self.encode_image(video.flatten(0, 1)).unflatten(0, video.shape[:2])  # [B, T, D]
-        return self.compare(frames, text)
+        """Videos [B, T, 3, S, S] and the tokens [C, L] of the class names to logits [B, C]."""
+        text = self.encode_text(tokens)
+        if self.fusion == "embedding":
+            return self.logits(self.encode_video(video), text)
+        logits = self.logits(self.encode_frames(video), text)  # [B, T, C], of each frame
+        if self.fusion == "decision":
+            return logits.mean(dim=1)
+        if self.training:  # "image": each frame is an example, [B * T, C] ...
+            return logits.flatten(0, 1)
+        return logits.log_softmax(dim=-1).logsumexp(dim=1)  # ... and log of the sum of their probabilities, [B, C]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Getting weights
+# Downloads
 
 ADDRESS = "https://openaipublic.azureedge.net/clip/models"  # below it, each file is in a folder named by its SHA-256
 MODELS = {
@@ -315,121 +287,127 @@ MODELS = {
 }
 VOCABULARY = "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz"
 VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
-TIMEOUT = 20  # seconds without a byte after which a connection counts as broken
-ATTEMPTS = 3  # in a row without a new byte, after which a download is given up
 
 
 def fetch(address):
-    """The path of the file at an address, which for OpenAI's is in the cache folder of their own package. What is not
-    there is downloaded; what has no "://" is a path already.
+    """The path of one of OpenAI's files, downloaded if need be into the folder where their own package looks for it.
 
-    A download grows in NAME.part, which a later call resumes, and takes its name once its SHA-256 is right. Raises
-    OSError that says what to put where by hand if that fails.
+    Raises InputError, which says what to put where by hand, if that fails.
     """
-    if "://" not in address:
-        return Path(address)
     sha256 = VOCABULARY_SHA256 if address == VOCABULARY else address.split("/")[-2]
     path = Path.home() / ".cache" / "clip" / address.split("/")[-1]
-    if path.exists():
-        return path
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "ab+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # of two processes one downloads and the other waits here, until ...
-            if path.exists():  # ... it finds the file
-                part.unlink(missing_ok=True)
-                return path
-            download(address, file)
-            file.seek(0)
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                file.truncate(0)
-                raise OSError("what came has the wrong SHA-256")
-            part.rename(path)
-    except (OSError, http.client.HTTPException) as error:
-        files = " and ".join(dict.fromkeys((address, VOCABULARY)))
-        raise OSError(f"cannot download {path.name}: {error}. By hand: put {files} into {path.parent}") from error
-    return path
-
-
-def download(address, file):
-    """Appends to an open file what it still lacks of an address, over as many connections as that takes."""
-    failures = 0
-    while True:
-        before = file.seek(0, os.SEEK_END)
+    if not path.exists():
         try:
-            request = urllib.request.Request(address, headers={"Range": f"bytes={before}-"})
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-                if answer.status != 206:  # not the rest but the whole
-                    file.truncate(0)
-                total = file.seek(0, os.SEEK_END) + int(answer.headers.get("Content-Length", 0))
-                name = address.split("/")[-1]
-                with tqdm(desc=name, total=total, initial=file.tell(), unit="B", unit_scale=True, disable=None) as bar:
-                    while chunk := answer.read(2 ** 20):
-                        bar.update(file.write(chunk))
-                if file.tell() >= total:
-                    return
-                raise OSError(f"the connection broke after {file.tell()} of {total} bytes")
-        except (OSError, http.client.HTTPException) as error:
-            status = error.code if isinstance(error, urllib.error.HTTPError) else None
-            if status == 416:  # nothing lies behind what is here already
-                return
-            failures = 0 if file.tell() > before else failures + 1
-            if failures == ATTEMPTS or status == 404:
-                raise
-            time.sleep(failures)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(address, path, hash_prefix=sha256, progress=sys.stderr.isatty())
+        except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: the SHA-256 differs
+            by_hand = f"put {' and '.join(dict.fromkeys((address, VOCABULARY)))} into {path.parent}"
+            raise InputError(f"cannot download {path.name}: {error}. By hand: {by_hand}") from error
+    return path
 
 
 def read_merges(vocab_size):
     """The merges of a vocabulary of that size: pairs of tokens, from OpenAI's vocabulary file."""
+    if vocab_size <= TINY_VOCABULARY:
+        return []
     with gzip.open(fetch(VOCABULARY), "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")
     return [tuple(line.split()) for line in lines[1 : vocab_size - TINY_VOCABULARY + 1]]  # the first line is a comment
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Reading weights
+# Reading a file of weights without running what it contains
 
-# The original ViFi-CLIP normalises pixels like this, and not as CLIP does.
-IMAGENET = {"mean": torch.tensor([0.485, 0.456, 0.406]), "std": torch.tensor([0.229, 0.224, 0.225])}
-NO_PARAMETERS = ("input_resolution", "context_length", "vocab_size")  # three more entries of OpenAI's archives
-SUPPORTED = ("supported are CLIPs with a ViT from OpenAI, Hugging Face and OpenCLIP, and checkpoints of this project "
-             "and of the original ViFi-CLIP")
+
+class Inert(dict):
+    """Stands in for every object of a file that is not data: accepts whatever unpickling does to it, and does nothing.
+    Configurations, argparse.Namespace, numpy scalars and hostile code all become this."""
+
+    __hash__ = object.__hash__
+
+    def ignore(self, *args, **kwargs):
+        pass
+
+    __init__ = __setstate__ = __setitem__ = append = extend = add = ignore
+
+
+class Unpickler(pickle.Unpickler):
+    """Rebuilds tensors and plain containers; other classes and functions become `Inert`."""
+
+    DATA = {"collections.OrderedDict": OrderedDict, "torch.Size": torch.Size, "_codecs.encode": lambda text, _: text,
+            "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+            "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter}
+
+    def find_class(self, module, name):
+        if module == "torch" and name.endswith("Storage"):  # of files written before torch 1.6
+            return getattr(torch, name)
+        return self.DATA.get(f"{module}.{name}", Inert)
+
+
+class SafePickle:
+    """What `torch.load` needs of its `pickle_module`."""
+
+    Unpickler = Unpickler
+
+    @staticmethod
+    def load(file, **options):
+        return Unpickler(file, **options).load()
 
 
 def unpack(path):
-    """The content of a file of weights. Nothing but tensors and plain containers is unpickled.
-
-    Raises ValueError if it is no such file, or a damaged one.
-    """
+    """The content of a file of weights. Raises InputError if it is no such file, or a damaged one."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file  # an optional dependency
 
             return load_file(path)
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                scripted = any(name.endswith("/constants.pkl") for name in archive.namelist())
-            if scripted:  # OpenAI's own files are TorchScript, which torch.load refuses
-                with warnings.catch_warnings(action="ignore"):  # it is deprecated, and there is no other way
-                    return torch.jit.load(path, map_location="cpu").state_dict()
-        # Checkpoints of the original ViFi-CLIP hold their settings in a CfgNode of the package yacs, a kind of dict.
-        with torch.serialization.safe_globals([(collections.OrderedDict, "yacs.config.CfgNode")]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except ImportError:
-        raise ValueError(f"{path} needs the package safetensors: pip install safetensors") from None
-    except pickle.UnpicklingError as error:  # torch's own message advises to run the code
-        code = re.search(r"GLOBAL (\S+)|global (\S+)", str(error))
-        reason = f": it wants to run {code[1] or code[2]}" if code else ""
-        raise ValueError(f"{path} is damaged or not a file of weights{reason} ({SUPPORTED})") from error
-    except PermissionError:
-        raise
+        with warnings.catch_warnings(action="ignore"):  # OpenAI's archives are TorchScript, which is deprecated
+            content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=SafePickle)
+        return content.state_dict() if isinstance(content, torch.jit.ScriptModule) else content
+    except ImportError as error:
+        raise InputError(f"{path} needs the package safetensors: pip install safetensors") from error
+    except PermissionError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
     except Exception as error:  # torch and safetensors raise almost anything for a damaged file
-        raise ValueError(f"{path} is damaged or not a file of weights ({SUPPORTED})") from error
+        raise InputError(f"{path} is damaged or not a file of weights") from error
+
+
+# A name that only models of each kind have; what is before it, such as "module.", is before all names of the model.
+OURS, HUGGING_FACE, VIFI_CLIP = MARKS = (
+    "visual.class_embedding", "vision_model.embeddings.class_embedding", "image_encoder.class_embedding")
+SUPPORTED = ("supported are CLIPs with a ViT of OpenAI, OpenCLIP and Hugging Face, and checkpoints of ours and of the "
+             "original ViFi-CLIP")
+
+
+def state_dicts(content, depth=3):
+    """All dicts in the content of a file that hold tensors by name, the outermost first."""
+    if isinstance(content, dict):
+        if any(isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()):
+            yield content
+        for value in content.values() if depth else ():
+            yield from state_dicts(value, depth - 1)
+
+
+def find_state(path, content):
+    """The state dict of a CLIP in the content of a file, and which of MARKS it has. Raises InputError without one."""
+    states = list(state_dicts(content))
+    names = [str(name) for state in states for name in state]
+    kinds = {"message_": "an X-CLIP, which has layers across time", "layer1.0.conv1.weight": "a CLIP with a ResNet",
+             "vision_model.head": "a SigLIP", "visual.trunk": "a SigLIP or another model of timm"}
+    kind = next((kind for part, kind in kinds.items() if any(part in name for name in names)), None)
+    for state in states:
+        marked = [(name, mark) for name in state for mark in MARKS if str(name).endswith(mark)]
+        if marked and not kind:
+            name, mark = marked[0]
+            prefix = name.removesuffix(mark)
+            return {key.removeprefix(prefix).removeprefix("text."): value for key, value in state.items()
+                    if torch.is_tensor(value)}, mark
+    found = f"{kind or 'something else'} ({', '.join(name[:30] for name in names[:2])}, ...)"
+    raise InputError(f"{path} holds {found if names else 'no state dict'}; {SUPPORTED}")
 
 
 # OpenAI's names for parts of the names in Hugging Face's CLIPModel, to be replaced in this order
-HUGGING_FACE = {
+HUGGING_FACE_NAMES = {
     "vision_model.embeddings.class_embedding": "visual.class_embedding",
     "vision_model.embeddings.patch_embedding": "visual.conv1",
     "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
@@ -453,22 +431,20 @@ def from_hugging_face(state):
     """The state dict of a CLIPModel of Hugging Face's transformers in OpenAI's names and layout."""
     ours = {}
     for name, value in state.items():
-        for theirs, openai in HUGGING_FACE.items():
+        for theirs, openai in HUGGING_FACE_NAMES.items():
             name = name.replace(theirs, openai)
         ours[name] = value.T if name in ("visual.proj", "text_projection") else value
     for name in [name for name in ours if ".q_proj." in name]:  # three matrices there are one here
         parts = [ours.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
         ours[name.replace("q_proj.", "in_proj_")] = torch.cat(parts)
-    return {name: value for name, value in ours.items() if not name.endswith("position_ids")}
+    return ours
 
 
 def from_vifi_clip(state, base):
     """The state dict of the original ViFi-CLIP code in OpenAI's names. The word embeddings, not trained there and not
-    stored, come from `base`. Prompts, which lie in the blocks there, become `visual_prompts` and `text_prompts`."""
-    ours = {}
-    for name, value in state.items():
-        if not name.startswith("prompt_learner.") and "VPT" not in name:
-            ours[name.replace("image_encoder.", "visual.").replace("text_encoder.", "")] = value
+    stored, come from `base`. Prompts, which are in the blocks there, become `visual_prompts` and `text_prompts`."""
+    ours = {name.replace("image_encoder.", "visual.").replace("text_encoder.", ""): value
+            for name, value in state.items() if "VPT" not in name}
     for prompts, first, encoder in (("visual_prompts", "image_encoder.VPT", "image_encoder"),
                                     ("text_prompts", "prompt_learner.ctx", "text_encoder")):
         if first in state:
@@ -481,62 +457,35 @@ def from_vifi_clip(state, base):
         base = {(768, 50): "ViT-B/32", (768, 197): "ViT-B/16", (1024, 257): "ViT-L/14",
                 (1024, 577): "ViT-L/14@336px"}.get(width_and_positions)
         if base is None:
-            raise ValueError("a checkpoint of the original ViFi-CLIP needs the CLIP that it was made from as `base`")
+            raise InputError("a checkpoint of the original ViFi-CLIP needs the CLIP that it was made from as `base`")
     ours["token_embedding.weight"] = read(base)["model"]["token_embedding.weight"]
     return ours
 
 
-def locate(weights):
-    """The path of a name in MODELS, which is downloaded if need be, or of a file."""
-    path = fetch(MODELS[weights]) if weights in MODELS else Path(weights)
-    if not path.is_file():
-        raise FileNotFoundError(f"{str(path)!r} is neither a file nor a model; the models are {', '.join(MODELS)}")
-    return path
-
-
-def sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_backbone(path, backbone):
-    """What is in the file of weights that the prompts in `path` were learned for: beside it, or where it was."""
-    for weights in (str(path.parent / Path(backbone["path"]).name), backbone["path"]):
-        with contextlib.suppress(FileNotFoundError):
-            if sha256(locate(weights)) == backbone["sha256"]:
-                return read(weights)
-    raise ValueError(f"{path} holds prompts alone; the weights that they belong to, {backbone['path']} with the "
-                     f"SHA-256 {backbone['sha256']}, are neither there nor beside it")
+# What a checkpoint of ours has beside the weights (`save` in train.py), and the original's normalisation, ImageNet's
+MORE = {"mean": torch.Tensor, "std": torch.Tensor, "template": str, "fusion": str, "classes": list, "args": dict}
+IMAGENET = {"mean": torch.tensor([0.485, 0.456, 0.406]), "std": torch.tensor([0.229, 0.224, 0.225])}
 
 
 def read(weights, base=None):
-    """What is in a file of weights: a dict with the state dict, in OpenAI's names, as "model", and of a checkpoint also
-    "mean", "std", "template", "fusion", "classes", "args" and, of prompts that were kept alone, "backbone". The
-    arguments and errors are those of `load`."""
-    path = locate(weights)
+    """The content of a file of weights: a dict with the state dict, in OpenAI's names, as "model", and of a checkpoint
+    of ours also what is in MORE. Arguments and errors are those of `load`."""
+    path = fetch(MODELS[weights]) if "://" in MODELS.get(weights, "") else Path(MODELS.get(weights, weights))
+    if not path.is_file():
+        message = f"this is neither a file nor a model; the models are {', '.join(MODELS)}"
+        raise FileNotFoundError(errno.ENOENT, message, str(path))
     content = unpack(path)
-    state = next((content[key] for key in ("model", "state_dict") if key in content), content)
-    if not (isinstance(state, dict) and all(map(torch.is_tensor, state.values()))):
-        raise ValueError(f"{path} holds no state dict ({SUPPORTED})")
-    told = {key: content[key] for key in ("mean", "std", "template", "fusion", "classes", "args", "backbone")
-            if key in content}
-    if "backbone" in told:
-        state = read_backbone(path, told["backbone"])["model"] | state
-    # "module." is of DataParallel, "text." of some of OpenCLIP's models.
-    state = {name.removeprefix("module.").removeprefix("text."): value for name, value in state.items()
-             if name not in NO_PARAMETERS}
-    if "vision_model.embeddings.class_embedding" in state:
-        state = from_hugging_face(state)
-    elif "image_encoder.class_embedding" in state:
-        told = {**IMAGENET, "template": "{}." if "prompt_learner.ctx" in state else "a photo of a {}."}
-        state = from_vifi_clip(state, base)
-    elif "visual.layer1.0.conv1.weight" in state:
-        raise ValueError(f"{path} holds a CLIP with a ResNet ({SUPPORTED})")
-    return {"model": state, **told}
+    state, mark = find_state(path, content)
+    if mark == HUGGING_FACE:
+        return {"model": from_hugging_face(state)}
+    if mark == VIFI_CLIP:
+        template = "{}." if "prompt_learner.ctx" in state else "a photo of a {}."
+        return {"model": from_vifi_clip(state, base), **IMAGENET, "template": template}
+    return {"model": state} | {key: content[key] for key, kind in MORE.items() if isinstance(content.get(key), kind)}
 
 
 def dimensions(state):
-    """The arguments of CLIP for a state dict. Raises KeyError for one that is not of a CLIP with a ViT."""
+    """The arguments of CLIP for a state dict. Raises KeyError if an entry that they are told by is missing."""
 
     def layers(prefix):
         return len([name for name in state if name.startswith(prefix) and name.endswith(".ln_1.weight")])
@@ -562,40 +511,50 @@ def resize_positions(embedding, grid):
 def load(weights, device="cpu", base=None, image_size=None):
     """The CLIP of a name in MODELS or of a file, in float32.
 
-    The file may be OpenAI's TorchScript archive; a state dict with OpenAI's names, alone or under "model" or
-    "state_dict"; one of OpenCLIP for the same architectures (QuickGELU, heads 64 wide: the file does not tell); one of
-    Hugging Face's CLIPModel, .bin or .safetensors; a checkpoint of ours; or one of the original ViFi-CLIP, whose word
-    embeddings come from `base`, a name or path, by default OpenAI's model of the same dimensions.
+    The file may be OpenAI's TorchScript archive; a state dict with OpenAI's names, alone or anywhere in a checkpoint;
+    one of OpenCLIP for the same architectures; one of Hugging Face's CLIPModel, .bin or .safetensors; a checkpoint of
+    ours; or one of the original ViFi-CLIP, whose word embeddings come from `base`, a name or path, by default OpenAI's
+    model of the same dimensions. Files do not say which activation a model has: QuickGELU is assumed, which OpenAI's
+    models and OpenCLIP's with "quickgelu" in their name have.
 
-    `image_size` is the side of the input in pixels, a multiple of the patch size, if it is to be another than that of
-    the weights: their position embeddings are interpolated.
+    `image_size` is the side of the input in pixels, a multiple of the patch size, if it is to differ from that of the
+    weights: their position embeddings are interpolated.
 
-    Raises FileNotFoundError if there is no such file, OSError if it cannot be downloaded, and ValueError if it holds
-    something else.
+    Raises FileNotFoundError if there is no such file, InputError if it cannot be downloaded or holds something else.
     """
     content = read(weights, base)
+    state = {name: value.float() for name, value in content["model"].items()}
     try:
-        state = {name: value.float() for name, value in content["model"].items()}
         sizes = dimensions(state)
-        if image_size not in (None, sizes["image_size"]):
-            grid, rest = divmod(image_size, sizes["patch_size"])
-            if rest or not grid:
-                raise ValueError(f"image size {image_size} is no multiple of the patch size {sizes['patch_size']}")
-            state["visual.positional_embedding"] = resize_positions(state["visual.positional_embedding"], grid)
-        with torch.device("meta"):  # nothing is initialised only to be overwritten
-            model = CLIP(**sizes | {"image_size": image_size or sizes["image_size"]})
-            for name in PROMPTS:
-                if name in state:
-                    setattr(model, name, nn.Parameter(torch.empty_like(state[name])))
+    except (KeyError, ValueError, IndexError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else "visual.conv1.weight or another has a wrong shape"
+        raise InputError(f"{weights} holds no whole CLIP: {what}; {SUPPORTED}") from error
+    if sizes["vision_width"] > 1024 or sizes["vision_width"] % 64 or sizes["text_width"] % 64:
+        raise InputError(f"{weights} holds a CLIP whose encoders are {sizes['vision_width']} and {sizes['text_width']} "
+                         "wide; its heads are not 64 wide, and those of this project are")
+    if image_size not in (None, sizes["image_size"]):
+        grid, rest = divmod(image_size, sizes["patch_size"])
+        if rest or not grid:
+            raise InputError(f"image size {image_size} is no multiple of the patch size {sizes['patch_size']}")
+        state["visual.positional_embedding"] = resize_positions(state["visual.positional_embedding"], grid)
+        sizes["image_size"] = image_size
+    with torch.device("meta"):  # nothing is initialised only to be overwritten
+        model = CLIP(**sizes)
+    model.set_prompts(state.get("visual_prompts"), state.get("text_prompts"))
+    names = model.state_dict().keys()
+    other = next((name for name in state if ".resblocks." in name and name not in names), None)
+    if other:
+        raise InputError(f"{weights} holds a CLIP with other layers, such as {other[:60]}; {SUPPORTED}")
+    state = {name: value for name, value in state.items() if name in names}
+    try:
         model.load_state_dict(state, assign=True)
-        damaged = next((name for name, value in state.items() if not value.isfinite().all()), None)
-        if damaged:
-            raise ValueError(f"{weights} is damaged: {damaged} has values that are not finite")
-    except (KeyError, RuntimeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[-1].strip()
-        raise ValueError(f"{weights} does not hold a CLIP: {reason} ({SUPPORTED})") from error
-    for name in ("mean", "std", "template", "fusion", "backbone"):
+    except RuntimeError as error:
+        what = str(error).splitlines()[-1].strip()[:100]
+        raise InputError(f"{weights} holds no whole CLIP: {what}; {SUPPORTED}") from error
+    damaged = next((name for name, value in state.items() if not value.isfinite().all()), None)
+    if damaged:
+        raise InputError(f"{weights} is damaged: {damaged} has values that are not finite")
+    for name in ("mean", "std", "template", "fusion"):
         if name in content:
             setattr(model, name, content[name])
-    _ = model.tokenizer  # so that a missing vocabulary is told now
     return model.to(device)

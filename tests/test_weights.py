@@ -4,17 +4,15 @@ import hashlib
 import http.server
 import os
 import pickle
-import subprocess
 import sys
 import threading
-import time
 import types
 
 import open_clip
 import pytest
 import torch
 import transformers
-from conftest import PROJECT, distance
+from conftest import distance
 
 import clip
 
@@ -173,7 +171,7 @@ def test_what_is_no_clip_is_told_in_one_line(state, base, tmp_path, monkeypatch)
     torch.save({"visual.layer1.0.conv1.weight": torch.zeros(1)}, "resnet.pt")
     torch.save({"fc.weight": torch.zeros(2, 2)}, "other.pt")
     torch.save([1, 2], "list.pt")
-    torch.save({"model": torch.nn.Linear(1, 1)}, "module.pt")
+    torch.save({"model": torch.nn.Linear(1, 1)}, "module.pt")  # a pickled module, which holds no state dict
     torch.save({name: value for name, value in state.items() if "ln_final" not in name}, "incomplete.pt")
     torch.save(state, "whole.pt")
     content = (tmp_path / "whole.pt").read_bytes()
@@ -185,12 +183,12 @@ def test_what_is_no_clip_is_told_in_one_line(state, base, tmp_path, monkeypatch)
         with pytest.raises(ValueError, match=f"{name}.pt") as error:
             clip.load(f"{name}.pt")
         assert "\n" not in str(error.value)
-        assert "supported are CLIPs with a ViT" in str(error.value)
+        assert len(str(error.value)) < 300
     with pytest.raises(ValueError, match="truncated.safetensors is damaged"):
         clip.load("truncated.safetensors")
     with pytest.raises(ValueError, match="ResNet"):
         clip.load("resnet.pt")
-    with pytest.raises(FileNotFoundError, match="'nothing.pt' is neither a file nor a model; the models are ViT-B/32"):
+    with pytest.raises(FileNotFoundError, match="neither a file nor a model; the models are ViT-B/32.*: 'nothing.pt'"):
         clip.load("nothing.pt")
     assert not os.path.exists("harm")
 
@@ -218,40 +216,30 @@ def test_position_embeddings_are_resized_as_in_open_clip(size, state, base, refe
 # ---------------------------------------------------------------------------------------------------------------------
 # Downloads
 
-CONTENT = gzip.compress(os.urandom(3_000_000), 0)
+CONTENT = gzip.compress(os.urandom(300_000), 0)
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT at /<its SHA-256>/file.pt, badly: `faults` are worked off, one a request."""
+    """Serves CONTENT at /<its SHA-256>/file.pt; `fault` says what is wrong with the next answer."""
 
-    def __init__(self, faults=(), ranges=True):
+    def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.faults, self.ranges, self.requests = list(faults), ranges, []
+        self.fault, self.requests = None, 0
         self.address = f"http://127.0.0.1:{self.server_port}/{hashlib.sha256(CONTENT).hexdigest()}/file.pt"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        begin = int(self.headers["Range"].split("=")[1].rstrip("-"))
-        self.server.requests.append(begin)
-        fault = self.server.faults.pop(0) if self.server.faults else None
+        fault, self.server.fault = self.server.fault, None
+        self.server.requests += 1
         if fault == "missing":
             return self.send_error(404)
-        if begin >= len(CONTENT):
-            return self.send_error(416)
-        body = CONTENT[begin:] if self.server.ranges else CONTENT
-        self.send_response(206 if self.server.ranges else 200)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
-        if fault == "wrong":
-            body = bytes(len(body))
-        if fault in ("cut", "stall"):
-            body = body[: len(body) // 2]
-        self.wfile.write(body)
-        self.wfile.flush()
-        if fault == "stall":
-            time.sleep(3)
+        body = bytes(len(CONTENT)) if fault == "wrong" else CONTENT
+        self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
         return None
 
     def log_message(self, *args):
@@ -259,83 +247,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def serve(tmp_path, monkeypatch):
+def server(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(clip, "TIMEOUT", 0.5)
-    monkeypatch.setattr(clip.time, "sleep", lambda seconds: None)
-    servers = []
-
-    def start(*args, **kwargs):
-        servers.append(Server(*args, **kwargs))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.shutdown()
+    server = Server()
+    yield server
+    server.shutdown()
 
 
-def files(tmp_path):
-    return {path.name for path in (tmp_path / ".cache" / "clip").iterdir()}
-
-
-@pytest.mark.parametrize("ranges", [True, False])
-def test_a_broken_download_goes_on_until_it_is_whole(ranges, serve, tmp_path):
-    server = serve(["cut", "stall", "cut"] if ranges else ["cut", "stall"], ranges)
-    path = clip.fetch(server.address)
-    assert path.read_bytes() == CONTENT
-    assert files(tmp_path) == {"file.pt"}
-    size = len(CONTENT)
-    assert server.requests[:2] == [0, size // 2]
-    assert len(server.requests) == (4 if ranges else 3)
-
-
-def test_a_download_that_was_given_up_is_resumed_by_the_next_call(serve, tmp_path):
-    server = serve(["cut"] + ["missing"])
-    with pytest.raises(OSError, match="cannot download file.pt: HTTP Error 404"):
+@pytest.mark.parametrize(("fault", "reason"), [("cut", "hash|retrieval|read"), ("wrong", "hash"), ("missing", "404")])
+def test_a_file_takes_its_name_when_all_of_it_is_there(fault, reason, server, tmp_path):
+    server.fault = fault
+    message = f"cannot download file.pt: .*({reason}).* By hand: put {server.address} and"
+    with pytest.raises(clip.InputError, match=message):
         clip.fetch(server.address)
-    assert files(tmp_path) == {"file.pt.part"}
+    assert list((tmp_path / ".cache" / "clip").iterdir()) == []
     assert clip.fetch(server.address).read_bytes() == CONTENT
-    assert server.requests == [0, len(CONTENT) // 2, len(CONTENT) // 2]
-
-
-def test_a_download_that_only_lacks_its_name_is_not_repeated(serve, tmp_path):
-    folder = tmp_path / ".cache" / "clip"
-    folder.mkdir(parents=True)
-    (folder / "file.pt.part").write_bytes(CONTENT)
-    assert clip.fetch(serve().address).read_bytes() == CONTENT
-    assert files(tmp_path) == {"file.pt"}
-
-
-def test_wrong_bytes_never_take_the_final_name(serve, tmp_path):
-    server = serve(["wrong"])
-    with pytest.raises(OSError, match="wrong SHA-256"):
-        clip.fetch(server.address)
-    assert files(tmp_path) == {"file.pt.part"}
-    assert clip.fetch(server.address).read_bytes() == CONTENT
-
-
-def test_two_processes_that_start_at_once_share_one_download(serve, tmp_path):
-    server = serve()
-    command = [sys.executable, "-c", f"import clip; print(clip.fetch({server.address!r}))"]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    path = tmp_path / ".cache" / "clip" / "file.pt"
-    assert {process.communicate(timeout=60)[0].strip() for process in processes} == {str(path)}
-    assert path.read_bytes() == CONTENT
-    assert files(tmp_path) == {"file.pt"}
-    assert server.requests == [0]
+    assert clip.fetch(server.address) == tmp_path / ".cache" / "clip" / "file.pt"
+    assert server.requests == 2
 
 
 def test_without_a_network_both_files_and_their_folder_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(clip.time, "sleep", lambda seconds: None)
-
-
-    def urlopen(*args, **kwargs):
-        raise OSError("no network")
-
-    monkeypatch.setattr(clip.urllib.request, "urlopen", urlopen)
-    with pytest.raises(OSError, match="cannot download ViT-B-16.pt: no network") as error:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens
+    with pytest.raises(clip.InputError, match="cannot download ViT-B-16.pt: <urlopen error") as error:
         clip.load("ViT-B/16")
     for part in (clip.MODELS["ViT-B/16"], clip.VOCABULARY, str(tmp_path / ".cache" / "clip")):
         assert part in str(error.value)
