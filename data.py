@@ -3,11 +3,11 @@
     file -- read_video --> uint8 [T, 3, h, w] -- crop --> uint8 [T, 3, S, S] -- batch --> uint8 [B, T, 3, S, S]
 
 A video is a set of T frames spread over its whole length (section 4.1 of the paper; "TSN sampling"): drawn at random
-inside T equal segments to train, taken from the middles of the segments to test. Workers decode, choose and crop, and
-hand over bytes; colours and mixtures are left to the device.
+inside T equal segments to train, taken from the middles of the segments to test. Workers decode, sample and crop, and
+pass on bytes; colour jitter, mixing and normalisation run on the device.
 
-A data set is a list of (path, label) and a list of class names: see `ucf101` for one. Which frames and which crop a
-sample gets depends on (seed, epoch, index) alone, not on who reads it.
+A data set is a list of (path, label) and a list of class names: see `ucf101`. Which frames and which crop a sample gets
+depends on (seed, epoch, index) alone, not on the number of workers or GPUs.
 
 `python data.py NAME` shows what is on disk and draws what the model will see.
 """
@@ -17,15 +17,16 @@ import copy
 import csv
 import errno
 import functools
+import inspect
 import json
 import math
 import os
 import re
-import signal
+import struct
 import sys
 import textwrap
-import threading
 import time
+import unicodedata
 from collections import Counter
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -33,14 +34,18 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.utils.data import DataLoader
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
 from tqdm import tqdm
 
 import toy.draw
+
+
+class UserError(ValueError):
+    """A mistake of the user, not of the code: a wrong file, list or value. `run` prints the message, one line."""
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Frames
@@ -49,14 +54,15 @@ import toy.draw
 def sample_frames(num_frames, num_samples, rng=None):
     """Which of a video's n = num_frames frames to take: int64 [T], T = num_samples.
 
-    With `rng`, a numpy Generator, the training rule: one frame at random from each of T segments of n // T frames, or,
-    where there are fewer than T frames, all of them with repetitions. Without it the test rule: the middle of each of T
-    segments of n / T frames. Both follow the original code, its rounding and its modulo (a short video may end with its
-    first frame) included.
+        training (rng, a numpy Generator):  i * (n // T) + a random number below n // T,  for i = 0 ... T - 1
+        training, n < T:                    round(i * n / T), all frames with repetitions
+        test (no rng):                      floor(i * n / T + n / 2T), the middle of segment i
+
+    As in the original code, all are taken modulo n: a short video may end with its first frame.
     """
     n, i = num_frames, np.arange(num_samples)
     if n < 1:
-        raise ValueError("a video without frames")
+        raise UserError("a video without frames")
     if rng is None:
         return (i * n / num_samples + n / (2 * num_samples)).astype(np.int64) % n
     step = n // num_samples
@@ -65,7 +71,7 @@ def sample_frames(num_frames, num_samples, rng=None):
     return np.round(i * n / num_samples).astype(np.int64) % n
 
 
-# What one file may ask for. These bound work and not time: what is refused is the same on every machine.
+# What one file may ask for. The bounds are on work, not time, so that every machine refuses the same files.
 MAX_PIXELS = 2 ** 26  # of a frame: twice 8K
 MAX_PACKETS, MAX_BYTES = 200_000, 2 ** 30  # of a compressed video: two hours
 MAX_DECODED = 2 ** 36  # pixels decoded for one clip: 20 minutes of 1080p, where all of it has to be decoded
@@ -73,48 +79,61 @@ MAX_DECODED = 2 ** 36  # pixels decoded for one clip: 20 minutes of 1080p, where
 # Titles and the like may be in any encoding. PyAV 19 does not read them by itself and has no such option any more.
 IGNORE_METADATA = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 
-IMAGE_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-
 
 def read_video(path, num_samples, rng=None, short_side=None):
     """Reads T = num_samples frames of a video file, or of a folder of images in the order of the numbers in their
     names: uint8 [T, 3, h, w], RGB, upright; `sample_frames` says which.
 
     Frames over twice as large as `short_side` (pixels) are reduced to it on the way, which saves time and memory.
-    Raises ValueError, or OSError, with the reason if no frame can be read or the file asks for too much.
+    Raises UserError with the reason if no frame can be read or the file asks for too much.
     """
+    path = Path(path)
     try:
-        frames = (read_images if Path(path).is_dir() else decode_video)(path, num_samples, rng, short_side)
-    except (av.error.FFmpegError, Image.DecompressionBombError, SyntaxError) as error:  # pillow's, for a broken PNG
-        raise ValueError(reason(error)) from error
+        frames = (read_images if path.is_dir() else decode_video)(path, num_samples, rng, short_side)
+    except (av.error.FFmpegError, OSError) as error:
+        raise UserError(getattr(error, "strerror", None) or str(error)) from error
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
-def reduced(height, width, short_side):
+def reduced_size(height, width, short_side):
     """The height and width to which frames are reduced while they are read."""
     if height * width > MAX_PIXELS:
-        raise ValueError(f"a frame of {width} x {height} pixels is too large")
+        raise UserError(f"a frame of {width} x {height} pixels is too large")
     scale = short_side / min(height, width) if short_side and min(height, width) > 2 * short_side else 1
     return round(height * scale), round(width * scale)
 
 
-def image_files(path):
-    """The images of a folder in the order of the numbers in their names: frame9.jpg comes before frame10.jpg."""
-    def numbers(file):
-        return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", file.name)]
+def image_files(folder):
+    """The images of a folder in the order of the numbers in their names: frame9.jpg comes before frame10.jpg. Optical
+    flow beside them is left out. Raises UserError if images of other kinds are mixed (img_1.jpg, mask_1.jpg)."""
+    kinds = {}  # by the name without its numbers, with its ending
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in IMAGE_FILES and not JUNK.match(path.name):
+            kinds.setdefault(re.sub("[0-9]+", "", path.name).lower(), []).append(path)
+    kinds = {kind: files for kind, files in kinds.items() if not kind.startswith("flow")} or kinds
+    if len(kinds) > 1:
+        first, second = (files[0].name for files in list(kinds.values())[:2])
+        raise UserError(f"images of several kinds, such as {first} and {second}: move one of them to another folder")
+    return sorted(sum(kinds.values(), []), key=lambda path: [int(part) for part in re.findall("[0-9]+", path.stem)])
 
-    return sorted((file for file in Path(path).iterdir() if file.suffix.lower() in IMAGE_FILES), key=numbers)
 
-
-def read_images(path, num_samples, rng, short_side):
+def read_images(folder, num_samples, rng, short_side):
     """`read_video` for a folder of images: a list of uint8 [h, w, 3]."""
-    files = image_files(path)
+    files = image_files(folder)
     indices = sample_frames(len(files), num_samples, rng).tolist()
     found, size = {}, None
     for i in sorted(set(indices)):
-        with Image.open(files[i]) as image:
-            size = size or reduced(image.height, image.width, short_side)
-            found[i] = np.array(image.convert("RGB").resize(size[::-1], Image.Resampling.BOX))
+        try:
+            with Image.open(files[i]) as image:
+                size = size or reduced_size(image.height, image.width, short_side)
+                if image.getexif().get(0x112, 1) > 4 and not found:  # EXIF: on its side
+                    size = size[::-1]
+                image = ImageOps.exif_transpose(image)
+                if image.mode.startswith("I"):  # 16 bits, which pillow would cut off at 255
+                    image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+                found[i] = np.array(image.convert("RGB").resize(size[::-1], Image.Resampling.BOX))
+        except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+            raise UserError(f"{files[i].name}: {error}") from error  # pillow raises all of these for broken files
     return [found[i] for i in indices]
 
 
@@ -125,15 +144,15 @@ def open_video(path):
     Compressed they are small and can be kept: to count them is the only way to know the number of frames before
     decoding, since the header may lack it or lie.
     """
-    if not Path(path).is_file():  # a pipe would be waited for
+    if not path.is_file():  # reading a pipe would wait for ever
         raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
     # "file:", or else a colon in the name would make a protocol of what is before it.
     with av.open(f"file:{path}", **IGNORE_METADATA) as container:
         stream = container.streams.best("video")
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:  # the cover of a song
-            raise ValueError("it has no video stream")
+            raise UserError("it has no video stream")
         if stream.codec_context is None:
-            raise ValueError("its codec is unknown")
+            raise UserError("its codec is unknown")
         stream.codec_context.thread_count = 1  # the workers are the parallel part
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         packets, size = [], 0
@@ -143,7 +162,7 @@ def open_video(path):
                     packets.append(packet)
                     size += packet.size
                 if len(packets) > MAX_PACKETS or size > MAX_BYTES:
-                    raise ValueError(f"over {MAX_PACKETS:,} frames or {MAX_BYTES:,} bytes: cut it into clips")
+                    raise UserError(f"over {MAX_PACKETS:,} frames or {MAX_BYTES:,} bytes: cut it into clips")
         except av.error.InvalidDataError:
             pass  # the file ends here, or is damaged: what came before may do
         yield stream.codec_context, group_packets(packets)
@@ -170,31 +189,23 @@ def num_frames(packets):
 def decode_video(path, num_samples, rng, short_side):
     """`read_video` for a video file: a list of uint8 [h, w, 3]."""
     with open_video(path) as (codec, groups):
-        size = reduced(codec.height, codec.width, short_side)
+        size = reduced_size(codec.height, codec.width, short_side)
         count = sum(map(num_frames, groups))
         while count:
             indices = sample_frames(count, num_samples, copy.deepcopy(rng)).tolist()
-            found, seen = decode(codec, groups, set(indices), size)
+            found, decoded = decode(codec, groups, set(indices), size)
             if len(found) == len(set(indices)):
                 return [found[i] for i in indices]
-            # Decoding gave fewer frames than there are packets. How many there are in all is known when no group is
-            # skipped; then the rule is applied again to that number.
-            count, groups = (seen if len(groups) == 1 else count), [[packet for group in groups for packet in group]]
-    raise ValueError("no frame of it can be decoded")
-
-
-def count_frames(path):
-    """The number of frames of a video file, as far as can be known without decoding it, or of a folder of images."""
-    if Path(path).is_dir():
-        return len(image_files(path))
-    with open_video(path) as (_, groups):
-        return sum(map(num_frames, groups))
+            # Decoding gave fewer frames than there are packets. Decode all as one group to know how many there are, and
+            # then apply the rule again to that number.
+            count, groups = (decoded if len(groups) == 1 else count), [[packet for group in groups for packet in group]]
+    raise UserError("no frame of it can be decoded")
 
 
 def decode(codec, groups, wanted, size):
     """Decodes those groups of packets that hold a frame whose number is in the set `wanted`.
 
-    Returns the wanted frames by number, a dict of uint8 [h, w, 3], and how many frames were seen; some are missing
+    Returns the wanted frames by number, a dict of uint8 [h, w, 3], and how many frames were decoded; some are missing
     where damaged packets, which are passed over, gave none. `size` is theirs before they are turned upright.
     """
     reformatter = av.video.reformatter.VideoReformatter()  # one for the clip: it keeps its scaler
@@ -205,10 +216,10 @@ def decode(codec, groups, wanted, size):
         for number, frame in enumerate(decode_group(codec, group) if left else (), first):
             pixels += frame.height * frame.width
             if pixels > MAX_DECODED:
-                raise ValueError("it takes too long to decode; cut it into clips")
+                raise UserError("it takes too long to decode; cut it into clips")
             if number in left:
                 picture = reformatter.reformat(frame, size[1], size[0], "rgb24", interpolation="AREA")
-                found[number] = np.rot90(picture.to_ndarray(), frame.rotation // 90)
+                found[number] = upright(picture.to_ndarray(), frame)
                 left.remove(number)
                 if not left:
                     break
@@ -222,6 +233,18 @@ def decode_group(codec, packets):
             yield from codec.decode(packet)
         except av.error.InvalidDataError:
             continue
+
+
+def upright(picture, frame):
+    """Turns and mirrors a picture [h, w, 3] as the display matrix of its frame asks for, in steps of 90 degrees. The
+    matrix (a, b, u, c, d, v, x, y, w) shows the pixel (x, y) at (a x + c y, b x + d y)."""
+    matrix = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
+    if matrix is None:
+        return picture
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    if abs(b) > abs(a):  # x and y change places
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -243,8 +266,8 @@ def three_crops(video, size):
     """Squares of the whole short side at one end, in the middle and at the other: [T, 3, h, w] -> [3, T, 3, S, S]."""
     h, w = video.shape[-2:]
     side = min(h, w)
-    return torch.stack([resized_crop(video, (h - side) * place // 2, (w - side) * place // 2, side, side, [size, size],
-                                     antialias=True) for place in (0, 1, 2)])
+    return torch.stack([resized_crop(video, (h - side) * i // 2, (w - side) * i // 2, side, side, [size, size],
+                                     antialias=True) for i in range(3)])
 
 
 CROP_SCALES = (1, 0.875, 0.75, 0.66)  # of the short side
@@ -266,267 +289,398 @@ def random_crop(video, size, rng, flip=True):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Colours and mixtures: on the device, where they cost next to nothing
+# Colours and mixing, on the device
 
 AUGMENTATIONS = ("none", "crop", "color", "mix")  # each includes those before it
 
-
-def draw_colors(seed, epoch, indices):
-    """How to change the colours of the clips (epoch, index), float [B, 4]: with probability 0.8 factors of brightness,
-    contrast and saturation and a turn of the hue, and with probability 0.2 no saturation at all."""
-    colors = np.tile([1.0, 1.0, 1.0, 0.0], (len(indices), 1))
-    for color, index in zip(colors, indices):
-        rng = np.random.default_rng([seed, epoch, index, 1])  # 1: not the numbers that the frames and crop came from
-        if rng.uniform() < 0.8:
-            color[:] = rng.uniform((0.6, 0.6, 0.8, -0.1), (1.4, 1.4, 1.2, 0.1))
-        if rng.uniform() < 0.2:
-            color[2] = 0
-    return torch.from_numpy(colors).float()
+COLOR = v2.Compose([v2.RandomApply([v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
+                    v2.RandomGrayscale(p=0.2)])
 
 
-def color_matrix(colors, mean):
-    """What `colors` [B, 4] do to the colours x = (r, g, b) of clips with the mean colours `mean` [B, 3], as matrices
-    for (r, g, b, 1): [B, 3, 4]. With brightness b, contrast c, saturation s and hue h, in circles,
-
-        x' = b (c (y + s (cos h (x - y) + sin h Q x)) + (1 - c) luma of the mean),   y = luma of x
-
-    Q takes a colour's chrominance a quarter circle on, in the plane of I and Q of YIQ (NTSC). Saturation and hue leave
-    luma as it is, so that it does not matter in which order the four are done.
-    """
-    brightness, contrast, saturation, hue = colors[:, :, None, None].unbind(1)  # [B, 1, 1]
-    yiq = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-    quarter = torch.linalg.inv(yiq) @ torch.tensor([[0.0, 0, 0], [0, 0, 1], [0, -1, 0]]) @ yiq
-    quarter, luma = quarter.to(colors), yiq[:1].expand(3, 3).to(colors)
-    chroma = torch.eye(3).to(colors) - luma
-    turned = (2 * torch.pi * hue).cos() * chroma + (2 * torch.pi * hue).sin() * quarter
-    linear = contrast * (luma + saturation * turned)
-    return brightness * torch.cat([linear, (1 - contrast) * (luma @ mean[:, :, None])], dim=2)
-
-
-def change_colors(video, colors):
-    """Color jitter, one for all frames of a clip: uint8 [B, T, 3, S, S], [B, 4] -> float, pixels in 0..255."""
-    pixels = video.flatten(-2).float()  # [B, T, 3, S * S]
-    matrix = color_matrix(colors, pixels.mean(dim=(1, 3)))[:, None]
-    return (matrix[..., :3] @ pixels + matrix[..., 3:]).clamp_(0, 255).unflatten(-1, video.shape[-2:])
-
-
-def mix(video, target, seed):
-    """Mixup (alpha 0.8) or CutMix (alpha 1), each half of the time: neighbours, 0 and 1, 2 and 3, ... mix with each
-    other, all by the same coefficient or box, which depends on the seed alone.
-
-    Float video [B, T, 3, S, S] and target [B, C], the probabilities of the classes, to the same shapes; B is even.
-    """
-    # For torchvision a batch of two, which hold all the even and all the odd clips, with the labels 0 and 1.
-    pairs = tv_tensors.Video(video.unflatten(0, (-1, 2)).transpose(0, 1).flatten(1, 2))  # [2, B / 2 * T, 3, S, S]
-    choice = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=2), v2.CutMix(alpha=1.0, num_classes=2)])
+def change_colors(video, seed, epoch, indices):
+    """Colour jitter and grey, drawn once for each clip (epoch, index): uint8 [B, T, 3, S, S] to the same."""
+    clips = []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.default_rng(seed).integers(2 ** 63)))
-        pairs, share = choice(pairs, torch.arange(2))
-    video = pairs.as_subclass(torch.Tensor).unflatten(1, (-1, video.shape[1])).transpose(0, 1).flatten(0, 1)
-    return video, (share.to(target) @ target.unflatten(0, (-1, 2))).flatten(0, 1)
+        for clip, index in zip(video, indices):
+            rng = np.random.default_rng([seed, epoch, index, 1])  # 1: not the numbers that frames and crop came from
+            torch.manual_seed(int(rng.integers(2 ** 63)))
+            clips.append(COLOR(clip))
+    return torch.stack(clips)
+
+
+GROUP = 4  # clips that are mixed with each other: those that a GPU took at once in the original code
+
+
+def mix(video, target, seed, step, first=0):
+    """Mixup or CutMix, each half of the time, in groups of four clips, each with its own coefficient and partners:
+
+        mixup   x = λ x + (1 - λ) x[partner]        y = λ y + (1 - λ) y[partner]      λ from Beta(0.8, 0.8)
+        CutMix  x[box] = x[partner][box]            the same, λ = 1 - area of the box          Beta(1, 1)
+
+    Float video [B, T, 3, S, S] and target [B, C], the probabilities of the classes, to the same shapes; B is a multiple
+    of GROUP. Group number g of the optimizer step is drawn by (seed, step, g); the first one here is number `first`.
+    """
+    videos, targets = [], []
+    for g, (x, y) in enumerate(zip(video.split(GROUP), target.split(GROUP)), first):
+        rng = np.random.default_rng([seed, step, g])
+        partner, side = rng.permutation(GROUP).tolist(), x.shape[-1]
+        if rng.uniform() < 0.5:
+            share = rng.beta(0.8, 0.8)
+            x = x[partner].lerp_(x, share)
+        else:
+            half, center = math.sqrt(1 - rng.beta(1, 1)) / 2, rng.uniform(size=2)
+            corners = ((center + [[-half], [half]]).clip(0, 1) * side).astype(int)
+            (top, left), (bottom, right) = corners.tolist()
+            mixed = x.clone()
+            mixed[..., top:bottom, left:right] = x[partner][..., top:bottom, left:right]
+            x, share = mixed, 1 - (bottom - top) * (right - left) / side ** 2
+        videos.append(x)
+        targets.append(share * y + (1 - share) * y[partner])
+    return torch.cat(videos), torch.cat(targets)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Data sets: a list of (path, label) and a list of class names
+# Videos and lists on disk
 
-VIDEO_FILES = {".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp"}
+# What systems and tools leave between the videos
+JUNK = re.compile(r"\.|~\$|.*:zone\.identifier$|(thumbs\.db|desktop\.ini|icon\r|@eadir|[#@$]recycle(\.bin)?|"
+                  r"lost\+found|__macosx|__pycache__|system volume information)$", re.IGNORECASE)
+IMAGE_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+OTHER_FILES = set("""
+.txt .md .csv .tsv .json .jsonl .xml .yaml .yml .ini .cfg .log .html .htm .pdf .doc .docx .xls .xlsx .srt .vtt .sub .ass
+.py .sh .bat .ipynb .mat .npy .npz .pkl .pt .pth .h5 .hdf5 .zip .rar .tar .gz .tgz .7z .bz2 .xz .part .aria2 .crdownload
+.tmp .torrent .db .exe .dll .lnk .url .nfo .mp3 .wav .flac .aac .m4a .ogg .wma .tif .tiff .svg .ico .heic .psd .lrv .thm
+.heif .avif .jfif .jpe .jxl .jp2 .j2k .qoi .ppm .pgm .pbm .pnm .tga .pcx .dib .exr .dng .cr2 .cr3 .nef .arw .orf .rw2
+.raf .aae .xmp .lrf .opus .aif .aiff .amr .mka .ac3 .mid .idx .ssa .lrc .ytdl .description .md5 .sha1 .sha256 .toml
+.bak .rtf .apng
+""".split())  # all the rest is tried as a video
+ENDING = re.compile(r"(\.(avi|mp4|mkv|webm|mov|m4v|mpe?g|wmv|flv|3gp|3g2|m?ts|m2ts|gif|vob|asf|f4v|m1v|mjpeg|y4m))+$")
+
+
+def match_key(name):
+    """The name of a file or folder without what may differ on disk: its ending, capitals, Unicode form."""
+    return ENDING.sub("", unicodedata.normalize("NFC", name).lower())
+
+
+def find_videos(folder, above=()):
+    """The videos below a folder, at any depth, and the files that are passed over: two lists. A video is a file that is
+    not known to be something else, or a folder of frames: one with images, and no other video in it or below."""
+    videos, others, images, above = [], [], [], above or (folder.resolve(),)
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError:
+        return [], [folder]
+    for entry in entries:
+        path = Path(entry)
+        if JUNK.match(entry.name):
+            continue
+        if entry.is_dir():
+            real = path.resolve() if entry.is_symlink() else above[-1] / entry.name
+            if real not in above and not above[0].is_relative_to(real):  # no link back to where it is
+                for found, more in zip((videos, others), find_videos(path, (*above, real))):
+                    found += more
+        elif path.suffix.lower() in IMAGE_FILES:
+            images.append(path)
+        else:
+            (others if path.suffix.lower() in OTHER_FILES else videos).append(path)
+    return ([folder], others) if images and not videos else (videos, others + images)
+
+
+def say_others(folder, others):
+    """Says which files of a folder were passed over."""
+    if others:
+        say(f"{folder}: passed over {len(others)} (no videos), such as {others[0].relative_to(folder)}")
+
+
+@functools.cache
+def index_videos(folder):
+    """The videos below a folder by the match_key of their names: {key: list of paths}."""
+    index = {}
+    for path in find_videos(folder)[0] if folder.is_dir() else ():
+        index.setdefault(match_key(path.name), []).append(path)
+    return index
+
+
+def find_listed(root, names, anywhere):
+    """The path below `root` of a video that is listed by one of some names: as it stands there or, if that is not on
+    disk, with another ending, in other capitals or Unicode characters, or in another folder, which may be any if the
+    names are unique (`anywhere`); None if there is none."""
+    for path in (root / name for name in names):
+        if path.suffix and path.exists():
+            return path
+    for path in (Path(os.path.abspath(root / name.replace("\\", "/"))) for name in names):
+        there = path.parent.is_dir() and path.is_relative_to(root)
+        found = index_videos(path.parent if there else root).get(match_key(path.name), [])
+        same = [other for other in found if match_key(other.parent.name) == match_key(path.parent.name)]
+        if same or len(found) == 1 and (there or anywhere or found[0].parent in (root, *path.parents)):
+            return (same or found)[0]
+    return None
+
+
+def read_text(path):
+    """The text of a file in UTF-8 or UTF-16, with or without a byte-order mark."""
+    content = Path(path).read_bytes()
+    utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+    try:
+        if not utf16 and b"\0" in content:
+            raise UnicodeDecodeError("utf-8", content, content.index(b"\0"), len(content), "no text")
+        return content.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: this is not UTF-8; save the file in that encoding") from error
+
+
+def read_lines(path, pattern, form, skip="(?!)"):
+    """The lines of a text file: for each its place, for messages, and the groups of a regular expression. Blank lines
+    and those like `skip` are left out; any other raises UserError, which says what is expected, the `form`."""
+    for number, line in enumerate(map(str.strip, read_text(path).splitlines()), 1):
+        match, place = re.fullmatch(pattern, line), f"{path}, line {number}: {line[:100]!r}"
+        if match:
+            yield place, match.groups()
+        elif line and not re.match(skip, line, re.IGNORECASE):
+            raise UserError(f"{place}: expected {form}")
+
+
+def read_csv(path, *columns):
+    """The `columns` of a CSV with headings, whose case and order do not matter, split by commas, semicolons or tabs:
+    for each row its place, for messages, and a list of str."""
+    text = read_text(path).splitlines() or [""]
+    rows = csv.reader(text, delimiter=max(",;\t", key=text[0].count), skipinitialspace=True, strict=True)
+    headings, row = [name.strip().lower() for name in next(rows)], []
+    try:
+        for row in filter(any, rows):
+            yield f"{path}, line {rows.line_num}: {','.join(row)!r}", [row[headings.index(c)].strip() for c in columns]
+    except (ValueError, IndexError, csv.Error) as error:  # csv.Error: a quotation mark that is not closed
+        place = f"{path}, line {rows.line_num}: {','.join(row)[:100]!r}"
+        raise UserError(f"{place}: expected {','.join(columns)} below a line with these headings") from error
+
+
+def read_names(path):
+    """Class names by id, {int: str}: a CSV of id,name, or a text file with a name, or number and name, on each line."""
+    form, names = "a name on each line, or a CSV of id,name with each number once", {}
+    if str(path).endswith(".csv") or re.match(r"\W*(id\W*[,;\t]\W*name|name\W*[,;\t]\W*id)\b", read_text(path), re.I):
+        rows = list(read_csv(path, "id", "name"))
+    else:
+        lines = [line for _, (line,) in read_lines(path, r"([^\[\]{}]+)", form)]
+        lines = re.split(r"\s*,\s*", lines[0].strip(" ,")) if len(lines) == 1 else lines
+        numbered = all(re.match(r"[0-9]+\s+\S", line) for line in lines)
+        rows = [(f"{path}, line {i + 1}", line.split(maxsplit=1) if numbered else (str(i), line))
+                for i, line in enumerate(lines)]
+    for place, (number, name) in rows:
+        if not number.isdecimal() or int(number) in names or not name:
+            raise UserError(f"{place}: expected {form}")
+        names[int(number)] = name
+    if not names:
+        raise UserError(f"{path} names nothing")
+    return dict(sorted(names.items()))
+
+
+def read_json(path):
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: this is not JSON: {error.msg}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data sets: each reader returns rows of (name of the video below `root`, label), and the class names. A video may have
+# several possible names. The docstring says what belongs in `root`: it is shown to users who do not have it there.
 
 
 def words(name):
     """A class name in camel case, with underscores or hyphens, as CLIP reads it best: "ApplyEye" -> "apply eye"."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]", " ", name).lower()
-
-
-def lines(path):
-    """The lines of a text file that are not blank."""
-    return [line for line in path.read_text().splitlines() if line.strip()]
-
-
-def read_csv(path):
-    """The rows of a CSV, dicts by the names in its first line."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]", " ", unicodedata.normalize("NFC", name)).lower()
 
 
 def ucf101(root, split, train):
-    """UCF101 (Soomro et al., 2012) and all that is laid out like it."""
-    lists = root / "ucfTrainTestlist"
-    names = [line.split()[1] for line in lines(lists / "classInd.txt")]
-    samples = []
-    for line in lines(lists / f"{'train' if train else 'test'}list{split:02}.txt"):
-        clip = line.split()[0]  # Class/file.avi; training lists have the label behind it
-        if clip.split("/")[0] not in names:
-            raise ValueError(f"{lists} has a clip of a class that classInd.txt lacks: {line!r}")
-        samples.append((root / "UCF-101" / clip, names.index(clip.split("/")[0])))
-    return samples, [words(name) for name in names]
+    """UCF101 (Soomro et al., 2012): UCF-101/<Class>/*.avi and ucfTrainTestlist/*.txt. To fetch them (6.5 GB):
+    mkdir -p {root} && cd {root}
+    curl -LO https://www.crcv.ucf.edu/data/UCF101/UCF101.rar && unrar x UCF101.rar
+    curl -LO https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip && unzip UCF101Tr*.zip
+    """
+    lists, rows = root / "ucfTrainTestlist", []
+    names = [name for _, (name,) in read_lines(lists / "classInd.txt", r"[0-9]+\s+(\S+)", "'number Class'")]
+    label = {name.lower(): i for i, name in enumerate(names)}
+    path = lists / f"{'train' if train else 'test'}list{split:02}.txt"
+    for place, (clip, name) in read_lines(path, r"((\S+)/\S+)(?:\s+[0-9]+)?", "'Class/clip.avi', in training 'label'"):
+        if name.lower() not in label:
+            raise UserError(f"{place}: classInd.txt has no such class")
+        rows.append((f"UCF-101/{clip}", label[name.lower()]))
+    return rows, [words(name) for name in names]
 
 
 def toy_ucf101(root, split, train):
+    """The toy draws itself into a folder that is not there yet."""
     toy.draw.draw(root)
     return ucf101(root, split, train)
 
 
 def hmdb51(root, split, train):
-    """HMDB51 (Kuehne et al., 2011). Each class has a list; a 1 behind a file is for training, a 2 for testing."""
-    end = f"_test_split{split}.txt"
-    lists = sorted(path for path in (root / "testTrainMulti_7030_splits").iterdir() if path.name.endswith(end))
-    names = [path.name.removesuffix(end) for path in lists]
-    samples = []
-    for label, (name, path) in enumerate(zip(names, lists)):
-        for line in lines(path):
-            file, mark = line.rsplit(maxsplit=1)
-            if mark == ("1" if train else "2"):
-                samples.append((root / name / file, label))
-    return samples, [words(name) for name in names]
+    """HMDB51 (Kuehne et al., 2011): <class>/*.avi and testTrainMulti_7030_splits/<class>_test_split<1|2|3>.txt."""
+    lists, end, rows = root / "testTrainMulti_7030_splits", f"_test_split{split}.txt", []
+    names = sorted(path.name.removesuffix(end) for path in lists.iterdir()
+                   if path.name.endswith(end) and not JUNK.match(path.name))
+    for label, name in enumerate(names):
+        form = "'clip.avi 0' (unused), 1 (training) or 2 (test)"
+        for _, (clip, half) in read_lines(lists / f"{name}{end}", r"(.+?)\s+([012])", form):
+            if half == ("1" if train else "2"):
+                rows.append((f"{name}/{clip}", label))
+    return rows, [words(name) for name in names]
 
 
 def kinetics(root, split, train):
-    """Kinetics-400 and -600 (Kay et al., 2017): train.csv and train/, val.csv and val/, with class folders or without.
-    Videos that have vanished since the lists were made are left out and counted."""
-    half = "train" if train else "val"
-    lists = {name: read_csv(root / f"{name}.csv") for name in ("train", "val")
-             if name == half or (root / f"{name}.csv").exists()}
-    rows = lists[half]
-    on_disk = {path.stem: path for path in (root / half).rglob("*") if path.suffix in VIDEO_FILES}
-    names = sorted({row["label"] for every in lists.values() for row in every})
+    """Kinetics (Kay et al., 2017): train.csv, val.csv, and <id>_<start>_<end>.mp4 anywhere below train/ and val/."""
+    halves, rows = {}, []
+    for half, aliases in ((True, ("train",)), (False, ("val", "validate", "validation"))):
+        path = next((root / f"{name}.csv" for name in aliases if (root / f"{name}.csv").exists()), None)
+        if path or half == train:
+            path = path or root / f"{aliases[0]}.csv"
+            halves[half] = path.stem, [*read_csv(path, "label", "youtube_id", "time_start", "time_end")]
+    names = sorted({row[0] for _, listed in halves.values() for _, row in listed})  # those of both halves
     label = {name: i for i, name in enumerate(names)}
-    stems = [f"{row['youtube_id']}_{int(row['time_start']):06}_{int(row['time_end']):06}" for row in rows]
-    samples = [(on_disk[stem], label[row["label"]]) for stem, row in zip(stems, rows) if stem in on_disk]
-    if len(samples) < len(rows):
-        say(f"{len(rows) - len(samples)} of the {len(rows)} videos in {half}.csv are not on disk")
-    return samples, names
+    folder, listed = halves[train]
+    folder = folder if (root / folder).is_dir() else "train" if train else "val"
+    for place, (name, video, *times) in listed:
+        if not all(re.fullmatch(r"[0-9]+(\.[0-9]*)?", time) for time in times):
+            raise UserError(f"{place}: expected times in seconds")
+        start, end = (int(float(time)) for time in times)
+        ways = (f"{video}_{start:06}_{end:06}", f"{video}_{start}_{end}", video)
+        rows.append((tuple(f"{folder}/{way}" for way in ways), label[name]))
+    return rows, names
 
 
 def ssv2(root, split, train):
-    """Something-Something v2 (Goyal et al., 2017): "Holding [something]" is the class "holding something"."""
-    label = {name: int(i) for name, i in json.loads((root / "labels.json").read_text()).items()}
-    rows = json.loads((root / f"{'train' if train else 'validation'}.json").read_text())
-    videos = root / "20bn-something-something-v2"
-    samples = [(videos / f"{row['id']}.webm", label[re.sub(r"[\[\]]", "", row["template"])]) for row in rows]
-    return samples, [name.lower() for name in sorted(label, key=label.get)]
+    """Something-Something v2: labels.json, train.json, validation.json and 20bn-something-something-v2/*.webm."""
+    path, rows = root / f"{'train' if train else 'validation'}.json", []
+    names, listed = read_json(root / "labels.json"), read_json(path)
+    if not isinstance(names, dict) or not all(str(i).isdecimal() for i in names.values()):
+        raise UserError(f"{root / 'labels.json'}: expected {{name: number}}")
+    names = sorted(names, key=lambda name: int(names[name]))
+    label = {name: i for i, name in enumerate(names)}
+    for row in listed:
+        # "Holding [something]" is the class "holding something"
+        name = re.sub(r"[\[\]]", "", str(row.get("template"))) if isinstance(row, dict) else ""
+        if name not in label or "id" not in row:
+            raise UserError(f"{path}: {row!r}: expected id, and a template of labels.json")
+        rows.append((f"20bn-something-something-v2/{row['id']}.webm", label[name]))
+    return rows, [name.lower() for name in names]
 
 
 def folder(root, split, train):
-    """Your own videos: train/<class>/* and val/<class>/*, as torchvision's ImageFolder has it. A video is a file or a
-    folder of its frames."""
-    names = sorted(path.name for path in (root / "train").iterdir() if path.is_dir() and path.name[0] != ".")
-    samples = []
-    for path in sorted(path for name in (root / ("train" if train else "val")).iterdir() for path in name.glob("*")
-                       if name.name[0] != "."):
-        if path.suffix.lower() in VIDEO_FILES or path.is_dir():
-            if path.parent.name not in names:
-                raise ValueError(f"{path} is of a class that {root / 'train'} lacks")
-            samples.append((path, names.index(path.parent.name)))
-    return samples, [words(name) for name in names]
-
-
-def listed(file, labels, root):
-    """A list of the original code, "path label" a line, and its names, a CSV of id and name. Paths are below `root`."""
-    names = {int(row["id"]): row["name"] for row in read_csv(labels)}
-    order = {number: i for i, number in enumerate(sorted(names))}
-    samples = []
-    for line in lines(Path(file)):
-        path, label = line.rsplit(maxsplit=1)
-        if int(label) not in names:
-            raise ValueError(f"{labels} has no class for the label of {line!r}")
-        samples.append((root / path, order[int(label)]))
-    return samples, [names[number] for number in order]
+    """Your own videos: train/<class>/* and val/<class>/*, as files or folders of their frames."""
+    half = root / ("train" if train else "val")
+    known = half if train or not (root / "train").is_dir() else root / "train"  # to evaluate, val/ is enough
+    classes = [path.name for path in sorted(known.iterdir()) if path.is_dir() and not JUNK.match(path.name)]
+    label, rows, others = {match_key(name): i for i, name in enumerate(classes)}, [], []
+    for path in sorted(path for path in half.iterdir() if path.is_dir() and not JUNK.match(path.name)):
+        videos, more = find_videos(path)
+        if videos == [path]:
+            raise UserError(f"{path} holds images alone; the frames of each video belong in a folder of their own")
+        if videos and match_key(path.name) not in label:
+            raise UserError(f"{videos[0]} is of a class that {known} lacks")
+        rows += [(str(video.relative_to(root)), label[match_key(path.name)]) for video in videos]
+        others += more
+    say_others(half, others)
+    return rows, [words(name) for name in classes]
 
 
 DATASETS = {"toy": toy_ucf101, "ucf101": ucf101, "hmdb51": hmdb51, "k400": kinetics, "k600": kinetics, "ssv2": ssv2}
 
-HOW_TO_GET = {
-    "ucf101": """The folder should hold UCF-101/<Class>/*.avi and ucfTrainTestlist/*.txt. To fetch them (6.5 GB):
-  mkdir -p {root} && cd {root}
-  curl -LO https://www.crcv.ucf.edu/data/UCF101/UCF101.rar && unrar x UCF101.rar
-  curl -LO https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip && unzip UCF101Tr*.zip""",
-    "hmdb51": "The folder should hold <class>/*.avi and testTrainMulti_7030_splits/<class>_test_split<1|2|3>.txt.",
-    "k400": "The folder should hold train.csv, val.csv, and <id>_<start>_<end>.mp4 anywhere below train/ and val/.",
-    "ssv2": "The folder should hold labels.json, train.json, validation.json and 20bn-something-something-v2/*.webm.",
-}
-HOW_TO_GET["k600"] = HOW_TO_GET["k400"]
+
+def root_of(args):
+    """The folder of a data set: --root, or where it is by default."""
+    default = {"toy": toy.draw.CACHE, None: Path()}.get(args.data) or Path("datasets") / args.data
+    return Path(args.root or (default if args.data in (None, *DATASETS) else args.data)).absolute()
 
 
-def root_of(name):
-    """The folder in which a data set is, if nothing else is said."""
-    return Path(name) if name not in DATASETS else toy.draw.CACHE if name == "toy" else Path("datasets") / name
+def read_list(path, labels):
+    """A list of the original code, lines of "path label", and its class names, a CSV of id,name: rows and names."""
+    names, rows = read_names(labels), []
+    form, skip = "'path label', the label a number", "# |.*(path|file|video).*label"  # comments and headings
+    for place, (name, number, _) in read_lines(path, r'"?((?!# ).+?)"?[\s,;]+([0-9]+)(\.0*)?', form, skip):
+        if re.search(r"\.\w{2,4}[\s,;]+[0-9]+$", name):  # two numbers
+            raise UserError(f"{place}: expected {form}")
+        if int(number) not in names:
+            raise UserError(f"{place}: {labels} has no class for the label {number}")
+        rows.append((name, list(names).index(int(number))))
+    if not rows:
+        raise UserError(f"{path} lists no videos; expected lines of {form}")
+    return rows, list(names.values())
 
 
-@contextlib.contextmanager
-def told_as(what):
-    """Makes one line, which says what was read, of whatever a list with wrong content causes."""
-    try:
-        yield
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
-        raise ValueError(f"{what} is not as it should be: {kind}{error}") from error
-
-
-def read_dataset(name, root=None, split=1, train=False):
-    """The samples, a list of (path, label), and the class names of one half of a data set: a name in DATASETS, or the
-    path of a folder of your own videos.
-
-    Raises FileNotFoundError, with what belongs in `root` and how to get it, if it is not there.
-    """
-    root, half = Path(root or root_of(name)), "training" if train else "validation"
-    what = name if name in DATASETS else "a data set"
+def read_dataset(name, root, split=1, train=False):
+    """Rows and class names of one half of a data set: a name in DATASETS, or the folder of your own videos. Raises
+    UserError, with what belongs in `root` and how to get it, if its lists are not there."""
+    reader, what = DATASETS.get(name, folder), name if name in DATASETS else "a data set"
     if split > 1 and name not in ("toy", "ucf101", "hmdb51"):
-        raise ValueError(f"--split {split}: {name} has no official splits")
+        raise UserError(f"--split {split}: {name} has no official splits")
     try:
-        with told_as(f"{what} in {root.absolute()}"):
-            samples, names = DATASETS.get(name, folder)(root, split, train)
-            samples = [(Path(path), range(len(names))[label]) for path, label in samples]  # refuses what is no label
+        return reader(root, split, train)
     except (FileNotFoundError, NotADirectoryError) as error:
-        if name == "toy":
-            raise
-        missing = Path(error.filename).absolute().relative_to(root.absolute())
-        how = HOW_TO_GET.get(name, " ".join(DATASETS.get(name, folder).__doc__.split())).format(root=root)
-        raise FileNotFoundError(f"{what} is not in {root.absolute()}: {missing} is missing. {how}") from error
-    if not samples:
-        raise ValueError(f"{what} in {root.absolute()}: no {half} video" + (f" in split {split}" if split > 1 else ""))
-    return samples, names
+        missing, how = Path(error.filename).relative_to(root), inspect.cleandoc(reader.__doc__).format(root=root)
+        raise UserError(f"{what} is not in {root}: {missing} is missing. {how}") from error
 
 
-# train.py asks for both halves, and --classes for the training half each time: it is read, and its gaps are told, once.
-read_once = functools.cache(read_dataset)
+def base_classes(rows, num_classes):
+    """The labels of the base classes, by the rows of the training set: of all classes, sorted by their number of
+    videos and then by label, the last half, rounded up, as in the lists of the original code."""
+    counts = Counter(label for _, label in rows)
+    order = sorted(range(num_classes), key=lambda label: (counts[label], label))
+    return sorted(order[num_classes // 2 :])
 
 
-def base_classes(samples, names):
-    """The labels of the base classes: the half, rounded up, that has the most training samples; ties by name."""
-    counts = Counter(label for _, label in samples)
-    order = sorted(range(len(names)), key=lambda label: (-counts[label], names[label]))
-    return sorted(order[: (len(names) + 1) // 2])
-
-
-def draw_shots(samples, shots, seed):
-    """`shots` samples of each class, or all that there are: the same for the same list and seed."""
+def draw_shots(rows, shots, seed):
+    """`shots` rows of each class, or all that there are: the same for the same list and seed."""
     drawn, taken = [], Counter()
-    for i in np.random.default_rng(seed).permutation(len(samples)):
-        taken[samples[i][1]] += 1
-        if taken[samples[i][1]] <= shots:
+    for i in np.random.default_rng(seed).permutation(len(rows)):
+        taken[rows[i][1]] += 1
+        if taken[rows[i][1]] <= shots:
             drawn.append(i)
-    return [samples[i] for i in sorted(drawn)]
+    return [rows[i] for i in sorted(drawn)]
 
 
 def load_samples(args, train):
-    """The samples and class names that the flags ask for: of --data or a list, of --classes, --shots of each."""
-    file = args.train_list if train else args.val_list
-    if file:
-        with told_as(f"{file} with {args.labels}"):
-            samples, names = listed(file, args.labels, args.root or (root_of(args.data) if args.data else Path()))
-        if not samples:
-            raise ValueError(f"{file} lists no videos")
+    """The samples, a list of (path, label), and the class names that the flags ask for: of --data or a list, with the
+    names in --labels, of --classes, --shots of each. Raises UserError if two classes have one name, or no video is on
+    disk."""
+    root, path, half = root_of(args), args.train_list if train else args.val_list, "training" if train else "validation"
+    for file in filter(None, (path, args.labels)):
+        if not os.path.isfile(file):
+            raise UserError(f"{file}: there is no such file")
+    if path:
+        rows, names = read_list(path, args.labels)
     else:
-        samples, names = read_once(args.data, args.root, args.split, train)
-    if args.classes != "all":  # the more frequent half is of the training set, whichever half is read
-        training, _ = read_once(args.data, args.root, args.split, True)
-        base = base_classes(training, names)
-        kept = base if args.classes == "base" else [label for label in range(len(names)) if label not in base]
+        rows, names = read_dataset(args.data, root, args.split, train)
+        if args.labels:
+            given = list(read_names(args.labels).values())
+            if len(given) != len(names):
+                raise UserError(f"--labels {args.labels} has {len(given)} names, and {args.data} {len(names)} classes")
+            names = given
+    # Capitals and spaces are the same to the tokenizer.
+    twice = [name for name, count in Counter(" ".join(name.lower().split()) for name in names).items() if count > 1]
+    if twice:
+        raise UserError(f"two classes have the same name, {twice[0]!r}: no model can tell them apart")
+    if args.classes != "all":  # the training videos of split 1 decide, whichever are read
+        base = base_classes(read_dataset(args.data, root, train=True)[0], len(names))
+        kept = [label for label in range(len(names)) if (label in base) == (args.classes == "base")]
         position = {label: i for i, label in enumerate(kept)}
-        samples = [(path, position[label]) for path, label in samples if label in position]
+        rows = [(name, position[label]) for name, label in rows if label in position]
         names = [names[label] for label in kept]
     if train and args.shots:
-        samples = draw_shots(samples, args.shots, args.seed)
+        rows = draw_shots(rows, args.shots, args.seed)
+    samples, missing = [], []
+    for name, label in rows:
+        names_on_disk = name if isinstance(name, tuple) else (name,)
+        video = find_listed(root, names_on_disk, anywhere=not path)  # those of the data sets are unique
+        if not video:
+            missing.append(root / names_on_disk[0])
+        # Many videos of Kinetics have vanished from the web: they are left out. Others count as unreadable.
+        if video or args.data not in ("k400", "k600"):
+            samples.append((video or missing[-1], label))
+    if len(missing) == len(rows):
+        raise UserError(f"no {half} video is on disk; looked for {missing[0]}" if rows else f"there is no {half} video")
+    if missing:
+        say(f"{len(missing)} of the {len(rows)} {half} videos are not on disk, such as {missing[0]}")
     return samples, names
 
 
@@ -534,44 +688,24 @@ def load_samples(args, train):
 # Loading
 
 
-def reason(error):
-    """What an exception says, without the number and the name of a file."""
-    return getattr(error, "strerror", None) or str(error)
-
-
 class VideoDataset(torch.utils.data.Dataset):
-    """Clips by (epoch, index): a video uint8 [T, 3, S, S], its label, its index and the error, "" if there was none.
+    """Clips by (epoch, index): a video uint8 [T, 3, S, S], its label, its index and the errors, "" if there were none.
 
     In training frames and crop are random, unless `augment` is "none", and a video that cannot be read is replaced by
-    the next of the list. In evaluation it is all zeros; the error tells of all that could not be read, a line each.
-    With `views` = (V, K) other than (1, 1) an evaluated video is [V * K, T, 3, S, S]: V clips, whose frames lie between
-    each other, and K = 1 (centre) or 3 crops of each.
+    the next of the list. In evaluation it is all zeros; the errors name all that could not be read, a line each. With
+    `views` = (V, K) an evaluated video is [V * K, T, 3, S, S]: V clips, whose frames are between each other's, and
+    K = 1 (centre) or 3 crops of each.
     """
 
-    ATTEMPTS = 12  # videos in a row; more than train.py lets pass
+    ATTEMPTS = 12  # videos in a row; more than train.py accepts
 
     def __init__(self, samples, num_frames, image_size, train, seed=0, flip=True, augment="crop", views=(1, 1)):
-        self.paths = np.array([str(path) for path, _ in samples])  # arrays: forked workers share them without copying
-        self.labels = np.array([label for _, label in samples])
+        self.paths, self.labels = [str(path) for path, _ in samples], [label for _, label in samples]
         self.num_frames, self.image_size, self.train = num_frames, image_size, train
         self.seed, self.flip, self.augment, self.views = seed, flip, augment, views
 
     def __len__(self):
         return len(self.paths)
-
-    def read_clip(self, epoch, index):
-        """The video alone, as the class docstring says. Raises ValueError or OSError if it cannot be read."""
-        short_side = round(self.image_size * SHORT_SIDE)
-        if self.train and self.augment != "none":
-            rng = np.random.default_rng([self.seed, epoch, index])
-            video = read_video(self.paths[index], self.num_frames, rng, short_side)
-            return random_crop(video, self.image_size, rng, self.flip)
-        clips, crops = self.views
-        # Of V * T segments clip v takes every V-th, from v on: the offsets (v + 1/2) / V inside each of T segments.
-        video = read_video(self.paths[index], clips * self.num_frames, None, short_side)
-        video = center_crop(video, self.image_size)[None] if crops == 1 else three_crops(video, self.image_size)
-        video = video.unflatten(1, (self.num_frames, clips)).transpose(1, 2).flatten(0, 1)  # [V * K, T, 3, S, S]
-        return video if len(video) > 1 else video[0]
 
     def __getitem__(self, key):
         epoch, index = key
@@ -580,161 +714,139 @@ class VideoDataset(torch.utils.data.Dataset):
             try:
                 video = self.read_clip(epoch, index)
                 break
-            except (ValueError, OSError) as error:
-                errors.append(f"{self.paths[index]}: {reason(error)}")
+            except UserError as error:
+                errors.append(f"{self.paths[index]}: {error}")
             if not self.train or len(errors) == self.ATTEMPTS:
-                views = () if self.views == (1, 1) else (math.prod(self.views),)
+                views = () if self.train else (math.prod(self.views),)
                 video = torch.zeros(*views, self.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
                 break
             index = (index + 1) % len(self)
-        return video, int(self.labels[index]), index, "\n".join(errors)
+        return video, self.labels[index], index, "\n".join(errors)
+
+    def read_clip(self, epoch, index):
+        """The video alone. Raises UserError if it cannot be read."""
+        rng = np.random.default_rng([self.seed, epoch, index]) if self.train and self.augment != "none" else None
+        clips, crops = self.views
+        video = read_video(self.paths[index], clips * self.num_frames, rng, round(self.image_size * SHORT_SIDE))
+        if rng:
+            return random_crop(video, self.image_size, rng, self.flip)
+        # Of V * T segments clip v takes every V-th, from v on: the offsets (v + 1/2) / V inside each of T segments.
+        video = center_crop(video, self.image_size)[None] if crops == 1 else three_crops(video, self.image_size)
+        video = video.unflatten(1, (self.num_frames, clips)).transpose(1, 2).flatten(0, 1)  # [V * K, T, 3, S, S]
+        return video[0] if self.train else video
 
 
-class Batches(torch.utils.data.Sampler):
-    """What one process reads: lists of (epoch, index), the share of `rank` among `world` processes.
+class TrainingBatches(torch.utils.data.Sampler):
+    """The training order: lists of (epoch, index), the share of process `rank` of `world`.
 
-    With a seed, the training order: shuffled anew in each epoch (set `epoch`), in whole batches, of which each process
-    reads a stretch, in pieces of `micro_batch`; the first `skip` pieces are left out. Without, the test order: every
-    index once, in batches as they come.
+    All videos, shuffled anew in each epoch, in whole batches; each process reads its part of each, in micro-batches.
+    Set `epoch`, and `skip`, the number of micro-batches to leave out at its start, before iterating.
     """
 
-    def __init__(self, length, batch_size, seed=None, rank=0, world=1, micro_batch=None):
+    def __init__(self, length, batch_size, seed, rank=0, world=1, micro_batch=None):
         self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
-        self.size = micro_batch or batch_size // world
+        self.micro_batch = micro_batch or batch_size // world
         self.epoch = self.skip = 0
 
     def __len__(self):
-        if self.seed is None:
-            return -(-len(range(self.rank, self.length, self.world)) // self.size)
-        return self.length // self.batch_size * (self.batch_size // self.world // self.size) - self.skip
+        return self.length // self.batch_size * (self.batch_size // self.world // self.micro_batch) - self.skip
 
     def __iter__(self):
-        if self.seed is None:
-            mine = np.arange(self.rank, self.length, self.world)
-        else:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-            whole = order[: self.length // self.batch_size * self.batch_size]
-            mine = whole.reshape(-1, self.world, self.batch_size // self.world)[:, self.rank].flatten()
-        for first in range(self.skip * self.size, len(mine), self.size):
-            yield [(self.epoch, index) for index in mine[first : first + self.size].tolist()]
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        whole = order[: self.length // self.batch_size * self.batch_size]
+        share = whole.reshape(-1, self.world, self.batch_size // self.world)[:, self.rank]  # [batches, videos of each]
+        for micro_batch in share.reshape(-1, self.micro_batch)[self.skip :].tolist():
+            yield [(self.epoch, index) for index in micro_batch]
 
 
-def make_loader(dataset, batches, workers):
+def evaluation_batches(length, batch_size, rank=0, world=1):
+    """The test order: lists of (0, index) with every index once, in one of the `world` processes."""
+    indices = range(rank, length, world)
+    return [[(0, index) for index in indices[i : i + batch_size]] for i in range(0, len(indices), batch_size)]
+
+
+def make_loader(clips, batches, workers):
     """A DataLoader of (video uint8 [B, T, 3, S, S], label [B], index [B], errors: B strings)."""
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=torch.cuda.is_available(),
-                      persistent_workers=workers > 0, worker_init_fn=start_worker)
-
-
-def start_worker(_):
-    """A SIGTERM or Ctrl-C for all processes is for the main one alone, which needs its workers until it has saved."""
-    def end_if_told_by_parent():
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    threading.Thread(target=end_if_told_by_parent, daemon=True).start()
+    return DataLoader(clips, batch_sampler=batches, num_workers=workers, pin_memory=torch.cuda.is_available(),
+                      persistent_workers=workers > 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the default of every flag that has one."""
+
+    def _get_help_string(self, action):
+        return action.help + (" (default: %(default)s)" if action.default not in (None, False, "==SUPPRESS==") else "")
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose help begins with the docstring of the script and whose errors are one line."""
 
-    def __init__(self, doc, usage="python %(prog)s [flags]"):
-        super().__init__(usage=usage, description=doc, allow_abbrev=False,
-                         formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28))
+    def __init__(self, doc, usage="python %(prog)s [flags]", **options):
+        super().__init__(usage=usage, description=doc, allow_abbrev=False, formatter_class=HelpFormatter, **options)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
-def at_least(minimum, kind=int, maximum=float("inf")):
+def at_least(minimum, kind=int, maximum=math.inf):
     """A type for argparse: a finite number of `kind` from `minimum` to `maximum`."""
 
     def number(text):
-        value = kind(text)
-        if not minimum <= value <= maximum or value == float("inf"):
-            upwards = "on" if maximum == float("inf") else f"to {maximum}"
-            raise argparse.ArgumentTypeError(f"{text} is not a number from {minimum} {upwards}")
-        return value
+        with contextlib.suppress(ValueError):
+            if minimum <= kind(text) <= maximum and math.isfinite(kind(text)):
+                return kind(text)
+        bounds = f"from {minimum} " + ("on" if maximum == math.inf else f"to {maximum}")
+        raise argparse.ArgumentTypeError(f"{text} is not a {'whole ' * (kind is int)}number {bounds}")
 
-    number.__name__ = {int: "whole number", float: "number"}[kind]  # argparse says: invalid whole number value: 'x'
     return number
 
 
-def dataset(text):
-    """A type for argparse: a name in DATASETS or a folder."""
-    if text in DATASETS:
-        return text
-    if not Path(text).is_dir():
+def name_or_folder(text):
+    """A type for argparse: a name in DATASETS or the absolute path of a folder."""
+    if text not in DATASETS and not os.path.isdir(text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a folder nor one of {', '.join(DATASETS)}")
-    return str(Path(text).absolute())
+    return text if text in DATASETS else os.path.abspath(text)
 
 
 def add_arguments(parser, name="--data", training=False):
     """The flags about data, the same in every script; here the name of the data set needs no flag. `training` adds
-    those about training videos; without there may be several splits and kinds of classes."""
+    those about training videos; without, several splits, lists and kinds of classes may be given."""
     group = parser.add_argument_group("data")
     several = {} if training else dict(nargs="+")
-    group.add_argument(name, nargs=None if name.startswith("-") else "?", type=dataset, metavar="DATA",
-                       help=f"{', '.join(DATASETS)}, or a folder of your own, train/<class>/* and val/<class>/* "
-                            "(default: toy)")
-    group.add_argument("--root", type=Path, help="folder that holds it (default: datasets/DATA; the toy draws itself)")
-    group.add_argument("--split", type=int, choices=(1, 2, 3), default=1, help="official split (default: 1)", **several)
-    group.add_argument("--classes", choices=("all", "base", "novel"), default="all", **several,
-                       help="base: the half with the most training videos; novel: the others (default: all)")
-    group.add_argument("--val-list", type=Path, metavar="FILE",
+    group.add_argument(name, nargs=None if name.startswith("-") else "?", type=name_or_folder, metavar="DATA",
+                       help=f"{', '.join(DATASETS)}, or a folder of your own, train/<class>/* and val/<class>/*")
+    group.add_argument("--root", type=os.path.abspath, metavar="FOLDER", help="where it is, by default datasets/DATA")
+    group.add_argument("--split", type=int, choices=(1, 2, 3), default=1 if training else [1], help="the official one",
+                       **several)
+    group.add_argument("--classes", choices=("all", "base", "novel"), default="all" if training else ["all"], **several,
+                       help="base: the half with the most training videos; novel: the others")
+    group.add_argument("--val-list", type=os.path.abspath, metavar="FILE", **several,
                        help="lines 'path label' below --root in place of a split, as in the original code")
-    group.add_argument("--labels", metavar="FILE", help="CSV of id,name that goes with the lists")
-    group.add_argument("--frames", type=at_least(1), metavar="N", help="frames of a video (default: 32; tiny: 8)")
+    group.add_argument("--labels", type=os.path.abspath if training else str, metavar="FILE", **several,
+                       help="CSV of id,name: for lists, or other names for DATA")
+    group.add_argument("--frames", type=at_least(1), metavar="N", help="frames of a video")
     if training:
-        group.add_argument("--train-list", type=Path, metavar="FILE", help="as --val-list, for training")
-        group.add_argument("--shots", type=at_least(1), metavar="N", help="training videos of a class (default: all)")
+        group.add_argument("--train-list", type=os.path.abspath, metavar="FILE", help="as --val-list, for training")
+        group.add_argument("--shots", type=at_least(1), metavar="N", help="training videos of a class, by default all")
         group.add_argument("--augment", choices=AUGMENTATIONS, metavar="HOW",
-                           help="none; crop: frames, crop and flip at random; color: and colours; mix: and mixup or "
-                                "CutMix (default: mix; tiny: crop)")
-        group.add_argument("--seed", type=at_least(0), metavar="N", default=1024,
-                           help="of all that is random (default: %(default)s)")
+                           help="none; crop: random frames, crop, flip; color: and colours; mix: and mixup or CutMix")
+        group.add_argument("--seed", type=at_least(0), metavar="N", default=1024, help="of all that is random")
 
 
 def check_lists(parser, args):
     """Ends a call with only some of the flags that go together."""
-    lists = (getattr(args, "train_list", args.val_list), args.val_list, args.labels)
-    if any(lists) and (not all(lists) or args.classes not in ("all", ["all"])):
-        first, last = ("", "; --video goes with --labels alone") if hasattr(args, "video") else (
-            "--train-list (for training), ", "")
-        parser.error(f"{first}--val-list and --labels go together, and not with --classes{last}")
+    lists = [getattr(args, "train_list", args.val_list), args.val_list]
+    if any(lists) and not (all(lists) and args.labels and args.classes in ("all", ["all"])):
+        parser.error("--train-list (for training), --val-list and --labels go together, and not with --classes")
 
 
-def picture_grid(rows, tile=128):
-    """A picture of some rows, each a (title, frames uint8 [T, 3, S, S]), with frames of `tile` x `tile` pixels."""
-    step = tile + 2
-    sheet = Image.new("RGB", (210 + step * max(len(frames) for _, frames in rows), step * len(rows)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
-    for y, (title, frames) in enumerate(rows):
-        title = "\n".join(textwrap.fill(line, 24) for line in title.split("\n"))
-        draw.text((8, y * step + tile // 2), title, "black", font, anchor="lm")
-        for x, frame in enumerate(frames):
-            picture = Image.fromarray(frame.permute(1, 2, 0).numpy())
-            sheet.paste(picture.resize((tile, tile)), (210 + x * step, y * step))
-    return sheet
-
-
-def draw_contact_sheet(dataset, names, path, num_videos=10, num_frames=8):
-    """Draws what the model will see: a row for each of some videos of a VideoDataset, spread over its classes, with the
-    class name and `num_frames` of the frames, as sampled, cropped, flipped and coloured."""
-    indices = np.unique(np.linspace(0, len(dataset) - 1, num_videos).astype(int)).tolist()
-    rows = []
-    for index, colors in zip(indices, draw_colors(dataset.seed, 0, indices)):
-        video, label, _, error = dataset[0, index]
-        if dataset.augment in ("color", "mix"):
-            video = change_colors(video[None], colors[None])[0].byte()
-        frames = video[sample_frames(len(video), num_frames)]
-        rows.append((f"unreadable: {Path(dataset.paths[index]).name}", frames[:0]) if error else (names[label], frames))
-    picture_grid(rows).save(path)
+def tell_left_from_right(names):
+    """Whether class names do, as in Something-Something v2: then training videos must not be flipped."""
+    return any(re.search(r"\b(left|right)\b", name) for name in names)
 
 
 def say(text=""):
@@ -743,65 +855,81 @@ def say(text=""):
         tqdm.write(str(text))
 
 
-def run(main):
-    """Runs `main`. What a user can cause, such as a missing file, a wrong value or a full disk, ends in one line on
-    stderr and exit status 1."""
+def run(main, *errors):
+    """Runs `main`. A mistake of the user (UserError, and the types in `errors`), a missing file that the command line
+    names, and too little memory end in one line on stderr and exit status 1. A mistake in the code shows its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names of files need not be valid text
+    memory = "out of memory; try a smaller --batch-size or --micro-batch, or fewer --frames"
     try:
-        main()
-    except BrokenPipeError:  # who reads the output, `head` for example, has ended
+        return main()
+    except (UserError, *errors) as error:
+        message = str(error)
+    except BrokenPipeError:  # the reader of the output, `head` for example, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.strerror:
-            error = ": ".join(str(part) for part in (error.strerror, error.filename) if part)
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
-    except RuntimeError as error:  # PyTorch tells them apart by their text alone
-        told = {"memory": "out of memory; try a smaller --batch-size or --micro-batch, or fewer --frames",
-                "DataLoader worker": f"a worker ended: {error}", "Connection": "another process has ended"}
-        message = next((told[part] for part in told if part in str(error)), None)
-        if message is None:
+    except OSError as error:  # a file that the command line names
+        if not error.filename or os.path.abspath(error.filename) not in map(os.path.abspath, sys.argv[1:]):
             raise
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {message}")
+        message = f"{error.filename}: {error.strerror}"
+    except (torch.OutOfMemoryError, MemoryError):
+        message = memory
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        message = memory
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    sys.exit(f"{Path(sys.argv[0]).name}: error: {message}")
 
 
-CHECKED = 100  # videos of each half, spread over it
+# ---------------------------------------------------------------------------------------------------------------------
+# A look at a data set
 
 
-def report(samples, names, args):
-    """Prints what is in one half of a data set, and reads some of its videos, or all, to see whether they can be."""
+def picture_grid(rows, tile=128):
+    """A picture of some rows, each a (title, frames uint8 [T, 3, S, S]), with frames of `tile` x `tile` pixels."""
+    step, left = tile + 2, 210  # pixels from frame to frame, and for the titles
+    sheet = Image.new("RGB", (left + step * max(len(frames) for _, frames in rows), step * len(rows)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
+    for y, (title, frames) in enumerate(rows):
+        title = "\n".join(textwrap.fill(line, 24) for line in title.split("\n"))
+        draw.text((8, y * step + tile // 2), title, "black", font, anchor="lm")
+        for x, frame in enumerate(frames):
+            picture = Image.fromarray(frame.permute(1, 2, 0).numpy())
+            sheet.paste(picture.resize((tile, tile)), (left + x * step, y * step))
+    return sheet
+
+
+def draw_contact_sheet(clips, names, path, num_videos=10, num_frames=8):
+    """Draws what the model will see: a row for each of some videos of a VideoDataset, spread over its classes, with the
+    class name and `num_frames` of the frames, as sampled, cropped, flipped and coloured."""
+    rows = []
+    for index in np.unique(np.linspace(0, len(clips) - 1, num_videos).astype(int)).tolist():
+        video, label, _, error = clips[0, index]
+        if clips.augment in ("color", "mix"):
+            video = change_colors(video[None], clips.seed, 0, [index])[0]
+        frames = video[sample_frames(len(video), num_frames)]
+        rows.append((f"unreadable: {ascii(os.path.basename(error))}", frames[:0]) if error else (names[label], frames))
+    picture_grid(rows).save(path)
+
+
+def describe(samples, names, args):
+    """Prints what is in one half of a data set, and reads a hundred of its videos, or all, to see if it can be done."""
     sizes = Counter(label for _, label in samples)
     order = sorted(range(len(names)), key=lambda label: (sizes[label], names[label]))
     say(f"  {len(samples)} videos of {len(names)} classes, from {sizes[order[0]]} ({names[order[0]]}) to "
         f"{sizes[order[-1]]} ({names[order[-1]]})")
-    exists = [path.exists() for path, _ in samples]
-    if not all(exists):
-        say(f"  {exists.count(False)} missing, the first is {samples[exists.index(False)][0].absolute()}")
-    paths = [path for (path, _), there in zip(samples, exists) if there]
-    if not paths:
-        raise ValueError("none of the videos is on disk; is --root right?")
-    if not args.check_all:
-        paths = paths[:: -(-len(paths) // CHECKED)]
-
-    def check(path):
-        try:
-            read_video(path, args.frames, short_side=round(args.resolution * SHORT_SIDE))
-            return count_frames(path), ""
-        except (ValueError, OSError) as error:
-            return 0, f"{path}: {reason(error)}"
-
-    cores, begin = len(os.sched_getaffinity(0)), time.perf_counter()
-    with ThreadPool(cores) as pool:  # threads do: FFmpeg works without Python's lock
-        results = list(tqdm(pool.imap(check, paths), "reading", len(paths), leave=False, unit="video", disable=None))
-    rate = len(paths) / (time.perf_counter() - begin)
-    errors = [error for _, error in results if error]
-    say(f"  {len(paths)} tried: {len(errors)} unreadable; {rate:.0f} videos/s on {cores} cores")
-    frames = sorted(count for count, error in results if not error)
-    if frames:
-        say(f"  {frames[0]} to {frames[-1]} frames, the median {frames[len(frames) // 2]}")
-    for error in errors:
+    clips, begin = VideoDataset(samples, args.frames, args.resolution, train=False), time.perf_counter()
+    chosen = range(0, len(samples), 1 if args.check_all else -(-len(samples) // 100))
+    with ThreadPool() as pool:  # threads do: FFmpeg works without Python's lock
+        tried = pool.imap(lambda index: clips[0, index][3], chosen)
+        errors = list(tqdm(tried, "reading", len(chosen), leave=False, unit="video", disable=None))
+    rate = len(errors) / (time.perf_counter() - begin)
+    say(f"  {len(errors)} tried: {sum(map(bool, errors))} unreadable; {rate:.0f} videos/s on {os.cpu_count()} cores")
+    for error in filter(None, errors):
         say(f"  unreadable {error}")
 
 
@@ -809,25 +937,21 @@ def main():
     """Shows what is on disk: counts, missing and unreadable files, a contact sheet."""
     parser = Parser(__doc__, usage="python %(prog)s [DATA] [flags]")
     add_arguments(parser, "data", training=True)
-    group = parser.add_argument_group("a look at them")
-    group.add_argument("--resolution", type=at_least(1), metavar="N", help="pixels a side (default: 224; toy: 64)")
-    group.add_argument("--check-all", action="store_true", help=f"read every video, not just some {CHECKED}")
-    group.add_argument("--out", type=Path, metavar="PNG", help="the contact sheet to draw (default: DATA.png)")
+    parser.add_argument("--check-all", action="store_true", help="read every video, not just a hundred")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="the contact sheet to draw, by default DATA.png")
     args = parser.parse_args()
     check_lists(parser, args)
     args.data = args.data or (None if args.val_list else "toy")
-    defaults = dict(frames=8, resolution=64, augment="crop") if args.data == "toy" else dict(
-        frames=32, resolution=224, augment="mix")
-    vars(args).update({name: value for name, value in defaults.items() if getattr(args, name) is None})
-    args.out = args.out or Path(f"{Path(args.data or args.train_list.stem).name}.png")
-    if args.out.suffix != ".png" or not args.out.absolute().parent.is_dir():
-        parser.error(f"--out {args.out} is no PNG in a folder that is there")
-    halves = [load_samples(args, train) for train in (True, False)]
-    for half, (samples, names) in zip(("training", "validation"), halves):
+    frames, args.resolution, augment = (8, 64, "crop") if args.data == "toy" else (32, 224, "mix")
+    args.frames, args.augment = args.frames or frames, args.augment or augment
+    args.out = args.out or Path(f"{Path(args.data or args.train_list).stem}.png")
+    halves = {half: load_samples(args, half == "training") for half in ("training", "validation")}
+    for half, (samples, names) in halves.items():
         say(f"{half}:")
-        report(samples, names, args)
-    samples, names = halves[0]
-    clips = VideoDataset(samples, args.frames, args.resolution, True, args.seed, args.data != "ssv2", args.augment)
+        describe(samples, names, args)
+    samples, names = halves["training"]
+    clips = VideoDataset(samples, args.frames, args.resolution, True, args.seed, not tell_left_from_right(names),
+                         args.augment)
     draw_contact_sheet(clips, names, args.out)
     say(f"{args.out} shows some training videos as the model sees them ({args.resolution} pixels, 8 of {args.frames} "
         f"frames, --augment {args.augment}{', not yet mixed' if args.augment == 'mix' else ''})")

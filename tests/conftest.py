@@ -1,10 +1,11 @@
-"""Fixtures: a home with OpenAI's vocabulary, small random models, small videos, and one default run of the scripts."""
+"""Fixtures: a home with OpenAI's vocabulary, a small random model, small videos, and the scripts to be run."""
 import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import types
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import open_clip
 import pytest
 import torch
 
+import clip
 import data
 
 PROJECT = Path(__file__).parent.parent
@@ -94,7 +96,7 @@ def call(monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
         status, told = 0, ""
         try:
-            data.run(importlib.import_module(name.removesuffix(".py")).main)
+            data.run(importlib.import_module(name.removesuffix(".py")).main, clip.InputError)
         except SystemExit as end:  # with a text, Python prints it and exits with 1
             status, told = (1, end.code + "\n") if isinstance(end.code, str) else (end.code, "")
         out, errors = capsys.readouterr()
@@ -112,6 +114,18 @@ def run(call):
         return out
 
     return run
+
+
+def flags(**given):
+    """The flags about data, as the scripts parse them."""
+    defaults = dict(data="toy", root=None, split=1, classes="all", shots=None, seed=1, train_list=None, val_list=None,
+                    labels=None)
+    return types.SimpleNamespace(**defaults | given)
+
+
+def load(name, root=None, split=1, train=False):
+    """The samples and class names of one half of a data set."""
+    return data.load_samples(flags(data=name, root=root, split=split), train)
 
 
 def read_results(folder):

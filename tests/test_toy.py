@@ -6,7 +6,7 @@ import sys
 import av
 import numpy as np
 import torch
-from conftest import PROJECT
+from conftest import PROJECT, load
 
 import clip
 import data
@@ -29,7 +29,7 @@ def test_the_same_seed_draws_the_same_bytes(tmp_path):
 
 
 def test_it_is_a_miniature_ucf101():
-    halves = [data.read_dataset("toy", split=1, train=train) for train in (True, False)]
+    halves = [load("toy", split=1, train=train) for train in (True, False)]
     (train, names), (test, _) = halves
     assert len(names) == 25
     assert "red ball bouncing" in names
@@ -43,7 +43,7 @@ def test_it_is_a_miniature_ucf101():
 
 
 def test_base_classes_have_more_videos_and_every_object_and_action():
-    train, names = data.read_dataset("toy", train=True)
+    train, names = load("toy", train=True)
     counts = np.bincount([label for _, label in train])
     base = {tuple(names[i].rsplit(" ", 1)) for i in range(25) if counts[i] == max(counts)}
     assert len(base) == 13
@@ -73,7 +73,7 @@ def test_actions_differ_in_the_set_of_their_frames():
 def test_tiny_knows_objects_and_no_actions():
     model = clip.load("tiny")
     assert sum(p.numel() for p in model.parameters()) < 5e6
-    samples, names = data.read_dataset("toy")
+    samples, names = load("toy")
     video = torch.stack([data.center_crop(data.read_video(path, 8), 64) for path, _ in samples[::4]])
     truth = [names[label].rsplit(" ", 1) for _, label in samples[::4]]
     with torch.no_grad():

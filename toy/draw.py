@@ -173,13 +173,14 @@ def draw(root, seed=0):
         lists = unfinished / "ucfTrainTestlist"
         lists.mkdir()
         names = [clips[0][0].split("/")[0] for clips in classes]
-        (lists / "classInd.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)))
+        (lists / "classInd.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)),
+                                           encoding="utf-8")
         for split in (1, 2, 3):
             tested = range((split - 1) * TEST_GROUPS + 1, split * TEST_GROUPS + 1)
             train = [f"{clip} {i}\n" for i, clips in enumerate(classes, 1) for clip, g in clips if g not in tested]
             test = [f"{clip}\n" for clips in classes for clip, g in clips if g in tested]
-            (lists / f"trainlist{split:02}.txt").write_text("".join(train))
-            (lists / f"testlist{split:02}.txt").write_text("".join(test))
+            (lists / f"trainlist{split:02}.txt").write_text("".join(train), encoding="utf-8")
+            (lists / f"testlist{split:02}.txt").write_text("".join(test), encoding="utf-8")
         try:
             unfinished.rename(root)
         except OSError:
