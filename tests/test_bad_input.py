@@ -5,6 +5,7 @@ test_weights.py and files that are hard to decode in test_video.py.
 """
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -12,10 +13,9 @@ import sys
 
 import pytest
 import torch
-from conftest import PROJECT, numbered_frames, read_results, script, write_video
+from conftest import PROJECT, load, numbered_frames, read_results, script, write_video
 
 import clip
-import data
 
 
 def only_line(name, errors):
@@ -27,45 +27,46 @@ def only_line(name, errors):
 
 @pytest.mark.parametrize(("arguments", "status", "message"), [
     (["train.py", "--frobnicate"], 2, "unrecognized arguments: --frobnicate"),
-    (["train.py", "--epochs", "0"], 2, "--epochs: 0 is not a number from 1 on"),
-    (["train.py", "--lr", "fast"], 2, "--lr: invalid number value: 'fast'"),
+    (["train.py", "--epochs", "0"], 2, "--epochs: 0 is not a whole number from 1 on"),
+    (["train.py", "--lr", "fast"], 2, "--lr: fast is not a number from 0 on"),
     (["train.py", "--lr", "nan"], 2, "--lr: nan is not a number"),
     (["train.py", "--label-smoothing", "2"], 2, "--label-smoothing: 2 is not a number from 0 to 1"),
     (["train.py", "--data", "nosuch"], 2, "--data: 'nosuch' is neither a folder nor one of toy, ucf101,"),
     (["train.py", "--template", "a photo"], 2, "--template: 'a photo' has no {} for the class name"),
     (["train.py", "--gpus", "64"], 2, "--gpus 64: this machine has"),
-    (["train.py", "--augment", "mix", "--batch-size", "5"], 2, "--augment mix takes clips in pairs, but 5 are"),
-    (["train.py", "--micro-batch", "5"], 2, "--micro-batch 5 does not divide the 32 videos of a batch on each GPU"),
+    (["train.py", "--augment", "mix", "--batch-size", "6"], 2, "--augment mix takes clips in groups of 4, not of 6"),
+    (["train.py", "--micro-batch", "5"], 2, "--batch-size 32 is not a multiple of the processes times --micro-batch"),
     (["train.py", "--batch-size", "5000"], 1, "880 training videos do not fill a batch of 5000: choose"),
     (["train.py", "--resume", "nowhere"], 2, "--resume: there is no run in nowhere"),
-    (["train.py", "--root", "LICENSE"], 1, "Not a directory: "),
-    (["train.py", "--out", "LICENSE/run"], 1, "--out LICENSE/run: Not a directory"),
+    (["train.py", "--root", "LICENSE"], 1, f"toy is not in {PROJECT}/LICENSE: ucfTrainTestlist/classInd.txt is"),
+    (["train.py", "--out", "LICENSE/run"], 1, "LICENSE/run: Not a directory"),
     (["train.py", "--data", "tests", "--split", "2"], 1, "tests has no official splits"),
     (["train.py", "--val-list", "a.txt"], 2, "--train-list (for training), --val-list and --labels go together"),
-    (["train.py", "--weights", "nosuch.pt"], 1, "'nosuch.pt' is neither a file nor a model"),
+    (["train.py", "--weights", "nosuch.pt"], 1, "nosuch.pt: this is neither a file nor a model"),
     (["data.py", "--val-list", "LICENSE"], 2, "--train-list (for training), --val-list and --labels go together"),
-    (["data.py", "--out", "no/where.png"], 2, "--out no/where.png is no PNG in a folder that is there"),
-    (["data.py", "--resolution", "1000000"], 1, "out of memory"),
+    (["data.py", "--out", "no/where.png"], 1, "no/where.png: No such file or directory"),
+    (["train.py", "--resolution", "1600000"], 1, "out of memory; try a smaller --batch-size"),
     (["evaluate.py", "--split", "4"], 2, "--split: invalid choice"),
-    (["evaluate.py", "--classes", "base", "base"], 2, "--classes names something twice"),
     (["evaluate.py", "--views", "4x2"], 2, "--views: '4x2' is not a number of clips x 1 or 3 crops"),
-    (["evaluate.py", "--labels", "a,b"], 2, "--val-list and --labels go together, and not with --classes; --video"),
-    (["evaluate.py", "--zero-shot", "--weights", "x.pt"], 2, "--zero-shot is about plain CLIP"),
+    (["evaluate.py", "--val-list", "LICENSE"], 2, "--val-list and --labels go together, and not with --classes"),
+    (["evaluate.py", "--val-list", "x", "--labels", "y", "--split", "2"], 2, "--split does not go with --val-list"),
+    (["evaluate.py", "--zero-shot", "--weights", "tiny"], 2, "--zero-shot is about plain CLIP"),
     (["evaluate.py", "--weights", "LICENSE"], 1, "LICENSE is damaged or not a file of weights"),
     (["evaluate.py", "--blend", "0.5"], 2, "--blend needs --weights"),
     (["evaluate.py", "--blend", "2", "--weights", "tiny"], 2, "--blend: 2 is not a number from 0 to 1"),
-    (["evaluate.py", "--attention", "a.txt"], 2, "--attention a.txt is no file name that ends in .png or .gif"),
     (["evaluate.py", "--video", "x.mp4"], 2, "--video needs --labels"),
     (["evaluate.py", "--video", "x", "--labels", "a", "--model", "tiny"], 1, "--video x: there is no such file"),
-    (["evaluate.py", "--video", ".ci", "--labels", "a", "--model", "tiny"], 1, ".ci: no videos lie in this folder"),
+    (["evaluate.py", "--video", "{empty}", "--labels", "a", "--model", "tiny"], 1, "empty: no video is in there"),
     (["evaluate.py", "--video", "x.mp4", "--labels", "a", "--embeddings"], 2, "--video does not go with --embeddings"),
-    (["prompt.py", "--ctx", "0"], 2, "no prompts are left to be learned"),
-    (["prompt.py", "--weights", "tiny", "--ctx-text", "70"], 1, "--ctx-text 70 leaves no room for the class names"),
-    (["prompt.py", "--weights", "tiny", "--depth", "9"], 1, "--depth 9: the vision encoder of tiny has 3 layers"),
+    (["prompt.py", "--ctx", "0", "0"], 2, "no prompts are left to be learned"),
+    (["prompt.py", "--ctx", "1", "70", "--out", "{}"], 1, "--ctx 70 for the text leaves no room for class names"),
+    (["prompt.py", "--depth", "9", "3", "--out", "{}"], 1, "--depth 9: the vision encoder has 3 layers"),
 ])
-def test_a_wrong_call(arguments, status, message, call, monkeypatch):
+def test_a_wrong_call(arguments, status, message, call, monkeypatch, tmp_path):
     monkeypatch.chdir(PROJECT)
-    found, _, errors = call(*arguments)
+    (tmp_path / "empty").mkdir()
+    folders = {"{}": tmp_path / "run", "{empty}": tmp_path / "empty"}
+    found, _, errors = call(*(folders.get(argument, argument) for argument in arguments))
     assert found == status
     assert message in only_line(arguments[0], errors)
 
@@ -75,6 +76,27 @@ def test_errors_go_to_stderr_with_their_status(arguments, status, home):
     process = script(*arguments, home=home, check=False)
     assert (process.returncode, process.stdout) == (status, "")
     only_line(arguments[0], process.stderr)
+
+
+@pytest.mark.parametrize(("file", "line", "mistake", "message"), [
+    ("clip.py", "q, k, v = self.project(x)", "q, k = self.project(x)", "ValueError: too many values to unpack"),
+    ("data.py", "label[name.lower()]))", "label[name.upper()]))", "KeyError: 'BLUECONEBLINKING'"),
+    ("data.py", "center_crop(video, self.image_size)[None]", "center_crop(video, 2.5)[None]", "TypeError"),
+])
+def test_a_mistake_in_the_code_shows_where_it_is(file, line, mistake, message, home, tmp_path):
+    for name in ("clip.py", "data.py", "evaluate.py", "toy"):
+        copy = shutil.copytree if name == "toy" else shutil.copy
+        copy(PROJECT / name, tmp_path / name)
+    text = (tmp_path / file).read_text(encoding="utf-8")
+    assert text.count(line) == 1
+    (tmp_path / file).write_text(text.replace(line, mistake), encoding="utf-8")
+    number = text[: text.index(line)].count("\n") + 1
+    command = [sys.executable, "evaluate.py", "--workers", "1", "--frames", "1"]
+    process = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=300,
+                             env={**os.environ, "HOME": str(home)})
+    assert process.returncode == 1
+    assert f'{file}", line {number}, in ' in process.stderr
+    assert message in process.stderr
 
 
 def test_whoever_reads_the_output_has_ended(home, tmp_path):
@@ -105,7 +127,7 @@ def test_the_data_set_is_not_there(name, missing, how, call, monkeypatch, tmp_pa
 
 def test_no_gpu(call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     status, out, errors = call("train.py", "--data", "ucf101", "--gpus", "2")
     assert (status, out) == (2, "")
     assert only_line("train.py", errors).startswith("--gpus 2: this machine has 0")
@@ -116,7 +138,6 @@ def test_no_gpu(call, monkeypatch, tmp_path):
 
 def test_no_weights_and_no_network(call, monkeypatch, home):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens
-    monkeypatch.setattr(clip.time, "sleep", lambda seconds: None)
     status, _, errors = call("evaluate.py", "--model", "ViT-B/16")
     message = only_line("evaluate.py", errors)
     assert status == 1
@@ -127,7 +148,7 @@ def test_no_weights_and_no_network(call, monkeypatch, home):
 @pytest.fixture
 def toy_copy(tmp_path):
     """A copy of the toy that can be damaged, as arguments of a script."""
-    samples, _ = data.read_dataset("toy")
+    samples, _ = load("toy")
     shutil.copytree(samples[0][0].parents[2], tmp_path / "toy")
     return "--data", "ucf101", "--root", tmp_path / "toy", "--model", "tiny", "--frames", "1"
 
@@ -138,7 +159,7 @@ def test_a_few_videos_cannot_be_read(toy_copy, run, tmp_path):
               lambda path: path.write_bytes(path.read_bytes()[:500]), lambda path: (path.unlink(), path.mkdir()))
     broken = {}
     for train in (True, False):
-        samples, _ = data.read_dataset("ucf101", tmp_path / "toy", train=train)
+        samples, _ = load("ucf101", tmp_path / "toy", train=train)
         broken[train] = [path for path, _ in samples[: 60 * len(damage) : 60]]
         for spoil, path in zip(damage, broken[train]):
             spoil(path)
@@ -157,19 +178,22 @@ def test_a_few_videos_cannot_be_read(toy_copy, run, tmp_path):
 
 
 def test_no_video_can_be_read(toy_copy, call, tmp_path):
-    for path, _ in data.read_dataset("ucf101", tmp_path / "toy", train=True)[0]:
-        path.unlink()
+    for path, _ in load("ucf101", tmp_path / "toy", train=True)[0]:
+        path.write_bytes(b"")
     status, _, errors = call("train.py", *toy_copy, "--workers", "0", "--out", tmp_path / "run")
     assert status == 1
     assert "videos cannot be read, over 5%: " in only_line("train.py", errors)
-    shutil.rmtree(tmp_path / "toy" / "UCF-101")
-    status, _, errors = call("train.py", *toy_copy, "--workers", "0", "--out", tmp_path / "other")
-    assert status == 1
-    assert only_line("train.py", errors).startswith("352 videos cannot be read, over 5%: ")  # those of validation
+    for path, _ in load("ucf101", tmp_path / "toy")[0]:
+        path.write_bytes(b"")
     status, _, errors = call("evaluate.py", *toy_copy, "--workers", "0", "--out", tmp_path)
     results = read_results(tmp_path)
     assert (status, errors) == (0, "")
     assert (results["top1"], results["count"], len(results["unreadable"])) == (0, 352, 352)
+    shutil.rmtree(tmp_path / "toy" / "UCF-101")
+    for name in ("train.py", "evaluate.py", "data.py"):
+        status, _, errors = call(name, *(("ucf101", "--root", tmp_path / "toy") if name == "data.py" else toy_copy))
+        assert status == 1
+        assert re.search("no (training|validation) video is on disk; looked for .*/v_.*avi", only_line(name, errors))
 
 
 def test_videos_of_unusual_kinds_are_read(run, tmp_path):
@@ -220,7 +244,8 @@ def test_the_disk_is_full_while_saving(finished, call, run):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert status == 1
-    assert only_line("train.py", errors).startswith("File too large")
+    message = only_line("train.py", errors)
+    assert message.startswith(f"cannot write {finished / 'last.pt'}, is the disk full?") or "best.pt" in message
     assert torch.load(finished / "last.pt", weights_only=True)["epoch"] == 1
     assert not list(finished.glob("*.tmp"))
     clip.load(finished / "best.pt")
