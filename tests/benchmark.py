@@ -1,13 +1,15 @@
 """Speed beside the libraries that do the same, and beside what the machine can do.
 
 A row is measured in turns, ours and theirs, models in a process each, and gives the medians and how many times as fast
-ours is.
-`growth` draws tests/benchmark.png; `cuda` needs a GPU. For models the weights are random, but the same on both sides.
+ours is. Both have the same allocator. `growth` draws tests/benchmark.png; `cuda` needs a GPU. The weights of models are
+random, but the same on both sides.
 
-    python tests/benchmark.py [reading training towers zero-shot loader prompting memory growth cuda] [--video FILE]
+    python tests/benchmark.py [reading augment training towers zero-shot loader prompting memory growth cuda]
 """
 import argparse
 import contextlib
+import io
+import itertools
 import multiprocessing
 import os
 import re
@@ -18,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import decord
 import numpy as np
@@ -37,6 +40,7 @@ from conftest import numbered_frames, write_video  # noqa: E402
 import clip  # noqa: E402
 import data  # noqa: E402
 import evaluate  # noqa: E402
+import prompt  # noqa: E402
 import train  # noqa: E402
 
 T, S = 32, 224
@@ -138,13 +142,17 @@ def make_video(path):
     return write_video(path, video.numpy(), "mpeg4", "yuv420p", b="800k", g="300")
 
 
+def count_frames(path):
+    return len(decord.VideoReader(str(path)))
+
+
 def reading(path):
     """Decoding and cropping 32 of the frames of one file, with one core."""
     use_cores(1)
     samples = [(path, 0)]
     test = data.VideoDataset(samples, T, S, train=False)
     training = data.VideoDataset(samples, T, S, train=True)
-    count = data.count_frames(path)
+    count = count_frames(path)
     jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8)
     crop = v2.RandomResizedCrop(S)
 
@@ -166,13 +174,39 @@ def loader(path):
     dataset = data.VideoDataset([(path, 0)] * 160, T, S, train=True)
 
     def epoch_with(workers):
-        batches = iter(data.make_loader(dataset, data.Batches(160, 4, seed=0), workers))
+        batches = iter(data.make_loader(dataset, data.TrainingBatches(160, 4, seed=0), workers))
         next(batches)  # the workers have started
         return lambda: [next(batches) for _ in range(9)]
 
     title(f"36 training clips of {T} frames through the loader, {len(CORES)} cores", "2 workers", "1 worker")
     one, two = epoch_with(1), epoch_with(2)
     compare("  two workers | one", two, one, 3)
+
+
+def augment(path):
+    """Colours and mixing of 8 clips, on the device of training."""
+    use_cores(len(CORES))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    video = torch.randint(256, (8, 8, 3, S, S), dtype=torch.uint8, device=device)
+    target = torch.eye(8, device=device)
+    mixing = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=8), v2.CutMix(alpha=1.0, num_classes=8)])
+    step = itertools.count()
+
+    def done(function):
+        def call():
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+        return call
+
+    title(f"8 clips of 8 frames, {device.type}")
+    compare("  colours, once for each clip | anew for each frame, as in the original code",
+            done(lambda: data.change_colors(video, 0, 0, range(8))),
+            done(lambda: [data.COLOR(frame) for frame in video.flatten(0, 1)]), 5)
+    pixels = video.float()
+    compare("  mixing, a coefficient for each group of four | torchvision's, one for all",
+            done(lambda: data.mix(pixels, target, 0, next(step))),
+            done(lambda: mixing(pixels.flatten(1, 2), torch.arange(8, device=device))), 21)
 
 
 def memory(path):
@@ -228,7 +262,7 @@ def training_loss(whose, name):
     texts = [f"a photo of a {name}." for name in UCF101]
     video, label = torch.randn(2, 8, 3, S, S), torch.tensor([3, 70])
     if whose == "ours":
-        train.choose_parameters(ours, "both")
+        train.choose_parameters(ours, SimpleNamespace(tune="both"), new=True)
         tokens = ours.tokenizer(texts)
         return ours, lambda: F.cross_entropy(ours(video, tokens), label, label_smoothing=0.1)
     padded = open_clip.tokenize(texts)
@@ -298,7 +332,7 @@ def zero_shot_loop(path):
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     transform = v2.Compose([v2.Resize(S, v2.InterpolationMode.BICUBIC), v2.CenterCrop(S), v2.ToImage(),
                             v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
-    indices = data.sample_frames(data.count_frames(path), 8)
+    indices = data.sample_frames(count_frames(path), 8)
 
     @torch.inference_mode()
     def loop():
@@ -318,10 +352,10 @@ def zero_shot(path):
     use_cores(len(CORES))
     model = both("ViT-B/32")[0]
     samples = [(path, i % 101) for i in range(100)]
-    args = SimpleNamespace(frames=8, batch_size=32, workers=len(CORES))
+    args = SimpleNamespace(frames=8, batch_size=32, workers=len(CORES), world=1)
 
     def evaluation():
-        return evaluate.evaluate(model, evaluate.make_loader(args, model, samples), model.tokenizer(UCF101))
+        return evaluate.evaluate(model, evaluate.make_loader(args, S, samples), model.tokenizer(UCF101))
 
     title(f"zero-shot evaluation of 100 clips of 8 frames, ViT-B/32, {len(CORES)} cores")
     compare("  evaluate.evaluate | a loop of decord, pillow and open_clip", evaluation, apart(zero_shot_loop, path), 3)
@@ -334,9 +368,8 @@ def prompting(path):
     steps, peaks = [], []
     for tune, template in (("prompts", "{}."), ("both", "a photo of a {}.")):
         model, _ = both("ViT-B/16")
-        if tune == "prompts":
-            model.add_prompts((10, 12), (10, 12))
-        train.choose_parameters(model, tune)
+        args = SimpleNamespace(tune=tune, weights=None, ctx=(10, 10), depth=(12, 12), seed=0)
+        (prompt.prepare if tune == "prompts" else train.choose_parameters)(model, args, new=True)
         tokens, video = evaluate.class_tokens(model, UCF101, template), torch.randn(2, 8, 3, S, S)
         steps.append(trainer(model, lambda model=model, video=video, tokens=tokens:
                              F.cross_entropy(model(video, tokens), torch.tensor([3, 70]))))
@@ -379,7 +412,7 @@ def growth(path):
             for value in values:
                 size = {"T": 4, "B": 1, "C": 10, "S": 224} | {key: value}
                 model = clip.CLIP(**clip.dimensions(state) | {"image_size": size["S"]})
-                train.choose_parameters(model, "both")
+                train.choose_parameters(model, SimpleNamespace(tune="both"), new=True)
                 tokens = torch.randint(1, 40_000, (size["C"], 9))
                 video = torch.randn(size["B"], size["T"], 3, size["S"], size["S"])
 
@@ -408,37 +441,40 @@ def growth(path):
 # CUDA
 
 
-def steps_of_training(model, device, args, batches, steps=5):
-    """Clips per second, share of the time spent waiting for data, and peak GiB of train.py's own optimizer step."""
-    train.choose_parameters(model, "both")
-    if args.compile:
-        model.visual.compile()
-        model.transformer.compile()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
-    tokens = torch.randint(1, 500, (args.classes, 9), device=device)
-    records = []
-    for step in range(steps + 3):
-        if step == 3 and device.type == "cuda":  # after compilation and the first allocations
+def steps_of_training(model, name, arguments, batches=None, steps=5):
+    """Videos per second and share of the time spent waiting for data, the medians of `steps` steps of train.py's own
+    loop, and the peak of memory in GiB, of CUDA or 0. `batches` replaces what the loader reads."""
+    classes = [f"class {i}" for i in range(400)]
+    samples = [(name, i % 400) for i in range(64 * (steps + 3))]  # one epoch; three steps to warm up
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        replace = {(data, "load_samples"): lambda *_, **__: (samples, classes), (clip, "load"): lambda *_, **__: model,
+                   (train, "validate"): lambda *_, **__: {"top1": 0.0, "top5": 0.0, "unreadable": [], "count": 1},
+                   (train, "save"): lambda *_: None, (train, "draw_curves"): lambda *_: None}
+        if batches:
+            replace[data, "make_loader"] = lambda *_: batches
+        for (module, attribute), function in replace.items():
+            stack.enter_context(mock.patch.object(module, attribute, function))
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        command = ["train.py", "--data", "k400", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "64"]
+        stack.enter_context(mock.patch.object(sys, "argv", [*command, *arguments, "--out", f"{folder}/run"]))
+        if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        records.append(train.optimizer_step(args, model, tokens, batches, optimizer, scaler, 0, step, 1000)[0])
-    return (statistics.median(record["videos_per_second"] for record in records[3:]),
-            statistics.median(record["data_wait"] for record in records[3:]), train.memory(device))
+        train.main()
+        records = train.read_log(Path(folder) / "run")[0][3:]
+    used = torch.cuda.max_memory_allocated() / 2 ** 30 if torch.cuda.is_available() else 0.0
+    return *(statistics.median(record[key] for record in records) for key in ("videos_per_second", "data_wait")), used
 
 
-def synthetic(args, image_size):
+class Synthetic:
     """Clips without end, as the loader gives them."""
-    video = torch.randint(256, (args.micro_batch, args.frames, 3, image_size, image_size), dtype=torch.uint8)
-    video = video.pin_memory() if torch.cuda.is_available() else video
-    label, index = torch.arange(args.micro_batch) % args.classes, torch.arange(args.micro_batch)
-    while True:
-        yield video, label, index, [""] * args.micro_batch
 
+    def __init__(self, micro_batch, frames, image_size):
+        video = torch.randint(256, (micro_batch, frames, 3, image_size, image_size), dtype=torch.uint8)
+        video = video.pin_memory() if torch.cuda.is_available() else video
+        self.batch = video, torch.arange(micro_batch), torch.arange(micro_batch), [""] * micro_batch
 
-def cuda_arguments(**changed):
-    return SimpleNamespace(**dict(frames=32, batch_size=64, micro_batch=16, classes=400, amp="bf16", compile=False,
-                                  augment="mix", seed=0, label_smoothing=0.1, epochs=1, warmup_epochs=0, lr=1e-6,
-                                  out=None) | changed)
+    def __iter__(self):
+        return itertools.repeat(self.batch)
 
 
 def cuda(path):
@@ -450,40 +486,36 @@ def cuda(path):
     rate = matrix_rate((8192, 8192, 8192), torch.bfloat16, "cuda")
     print(f"\n{torch.cuda.get_device_name()}, {rate / 1e12:.0f} TFLOP/s in bf16 (8192 x 8192 x 8192)")
     print(f"{'training, 400 classes':66} {'clips/s':>8} {'of rate':>8} {'GiB':>7} {'waiting':>8}")
-    rows = [("ViT-B/16", dict(frames=frames, amp=amp, compile=compiled, micro_batch=micro))
-            for frames, amp, compiled, micro in (
-                (32, "bf16", False, 8), (32, "bf16", False, 16), (32, "bf16", False, 32), (32, "bf16", True, 16),
-                (32, "bf16", True, 32), (32, "fp16", True, 32), (16, "bf16", True, 64))]
-    rows += [("ViT-L/14", dict(frames=8, compile=compiled, micro_batch=16)) for compiled in (False, True)]
-    for name, changed in rows:
-        args = cuda_arguments(**changed)
+    rows = [("ViT-B/16", 32, 8, ()), ("ViT-B/16", 32, 16, ()), ("ViT-B/16", 32, 32, ()),
+            ("ViT-B/16", 32, 16, ("--compile",)), ("ViT-B/16", 32, 32, ("--compile",)),
+            ("ViT-B/16", 32, 32, ("--compile", "--amp", "fp16")), ("ViT-B/16", 16, 64, ("--compile",)),
+            ("ViT-L/14", 8, 16, ()), ("ViT-L/14", 8, 16, ("--compile",))]
+    for name, frames, micro_batch, more in rows:
         model = both(name)[0].to(device)
-        per_clip = 3 * flops(lambda model=model, args=args: model.encode_image(
-            torch.zeros(args.frames, 3, S, S, device=device)))  # forwards, and twice that backwards
-        row = f"  {name}, {args.frames} frames, {args.amp}, compile {args.compile}, {args.micro_batch} videos at once"
+        per_clip = 3 * flops(lambda model=model, frames=frames: model.encode_image(
+            torch.zeros(frames, 3, S, S, device=device)))  # forwards, and twice that backwards
+        arguments = ["--frames", str(frames), "--micro-batch", str(micro_batch), *more]
+        row = f"  {name} {' '.join(arguments)}"
         try:
-            speed, wait, used = steps_of_training(model, device, args, synthetic(args, S))
+            speed, wait, used = steps_of_training(model, path, arguments, Synthetic(micro_batch, frames, S))
             print(f"{row:66} {speed:8.1f} {speed * per_clip / rate:8.0%} {used:7.1f} {wait:8.0%}", flush=True)
         except torch.OutOfMemoryError:
             print(f"{row:66} out of memory", flush=True)
         torch._dynamo.reset()
-    args = cuda_arguments(compile=True, micro_batch=32)
-    dataset = data.VideoDataset([(path, i % 400) for i in range(1024)], args.frames, S, train=True)
-    batches = data.Batches(len(dataset), 64, 0, micro_batch=args.micro_batch)
-    speed, wait, used = steps_of_training(both("ViT-B/16")[0].to(device), device, args,
-                                          iter(data.make_loader(dataset, batches, workers=len(CORES))))
-    row = f"  the same with compile True, 32 at once, from files, {len(CORES)} workers"
-    print(f"{row:66} {speed:8.1f} {'':8} {used:7.1f} {wait:8.0%}")
+    arguments = ["--micro-batch", "32", "--compile", "--workers", str(len(CORES))]
+    speed, wait, used = steps_of_training(both("ViT-B/16")[0].to(device), path, arguments, steps=12)
+    print(f"{'  the same with --compile, 32 at once, from files':66} {speed:8.1f} {'':8} {used:7.1f} {wait:8.0%}")
     model = both("ViT-B/16")[0].to(device)
-    test = evaluate.make_loader(SimpleNamespace(frames=32, batch_size=32, workers=len(CORES)), model, [(path, 0)] * 512)
+    args = SimpleNamespace(frames=32, batch_size=32, workers=len(CORES), world=1, amp="bf16")
+    test = evaluate.make_loader(args, S, [(path, 0)] * 512)
     begin = time.perf_counter()
     with evaluate.autocast(args, device):
-        evaluate.evaluate(model, test, model.tokenizer(UCF101))
+        evaluate.evaluate(model, test, evaluate.class_tokens(model, UCF101, "{}"))
     print(f"{'evaluation, ViT-B/16, 32 frames, bf16, from files':66} {512 / (time.perf_counter() - begin):8.1f}")
 
 
-SECTIONS = {"reading": reading, "training": training, "towers": towers, "zero-shot": zero_shot, "loader": loader,
-            "prompting": prompting, "memory": memory, "growth": growth, "cuda": cuda}
+SECTIONS = {"reading": reading, "augment": augment, "training": training, "towers": towers, "zero-shot": zero_shot,
+            "loader": loader, "prompting": prompting, "memory": memory, "growth": growth, "cuda": cuda}
 
 
 def main():
@@ -499,7 +531,6 @@ def main():
         cache.mkdir(parents=True)
         shutil.copy(Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz", cache)
         os.environ["HOME"] = folder
-        evaluate.keep_memory()
         for name in args.sections or SECTIONS:
             SECTIONS[name](args.video or make_video(Path(folder) / "video.avi"))
 
