@@ -786,7 +786,8 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser whose help begins with the docstring of the script and whose errors are one line."""
 
     def __init__(self, doc, usage="python %(prog)s [flags]", **options):
-        super().__init__(usage=usage, description=doc, allow_abbrev=False, formatter_class=HelpFormatter, **options)
+        super().__init__(usage=usage, description=doc, allow_abbrev=False, formatter_class=HelpFormatter, **options,
+                         epilog="Defaults are those for --data, --model and --weights as given before --help.")
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")

@@ -277,6 +277,8 @@ def set_up(args, model, prepare, last, val_loader, classes, num_videos):
         state = SimpleNamespace(**{name: content[name] for name in vars(state)})
         optimizer.load_state_dict(content["optimizer"])
         scaler.load_state_dict(content["scaler"])
+        with open(args.out / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write("\n")  # the last line may have been cut off
     if args.compile:
         model.visual.compile()
         model.transformer.compile()

@@ -6,12 +6,12 @@ import subprocess
 import sys
 import textwrap
 
+import open_clip
 import pytest
 import torch
-from conftest import PROJECT, numbered_frames, write_video
+from conftest import PROJECT, distance, numbered_frames, write_video
 
-import data
-import train
+import clip
 
 README = (PROJECT / "README.md").read_text()
 
@@ -25,8 +25,8 @@ def commands():
 
 # What makes them short: the last of two flags counts.
 SHORT = {
-    "train.py": "--epochs 1 --warmup-epochs 0 --shots 1 --batch-size 2 --frames 1 --workers 0",
-    "prompt.py": "--epochs 1 --warmup-epochs 0 --shots 1 --batch-size 2 --frames 1 --workers 0 --depth 2",
+    "train.py": "--epochs 1 --warmup-epochs 0 --shots 2 --batch-size 4 --frames 1 --workers 0",
+    "prompt.py": "--epochs 1 --warmup-epochs 0 --shots 2 --batch-size 4 --frames 1 --workers 0 --depth 2 2",
     "evaluate.py": "--frames 1 --workers 0",
     "data.py": "",
 }
@@ -55,7 +55,8 @@ def stand_ins(tmp_path, home, reference, monkeypatch):
         for i in (1, 2, 3):
             put(f"datasets/ucf101/UCF-101/{name}/v_{name}_g01_c{i}.avi")
             put(f"datasets/hmdb51/{name}/{i}.avi")
-            put(f"datasets/k400/{'val' if i == 3 else 'train'}/{name.lower()}{i}_000000_000010.mp4")
+            for kinetics in ("k400", "k600"):
+                put(f"datasets/{kinetics}/{'val' if i == 3 else 'train'}/{name.lower()}{i}_000000_000010.mp4")
             put(f"my/videos/{'val' if i == 3 else 'train'}/{name}/{i}.mp4")
     put("datasets/ucf101/ucfTrainTestlist/classInd.txt", "".join(f"{i} {n}\n" for i, n in enumerate(names, 1)))
     for split in (1, 2, 3):
@@ -67,15 +68,17 @@ def stand_ins(tmp_path, home, reference, monkeypatch):
     for half, numbers in (("train", (1, 2)), ("val", (3,))):
         rows = [f"{name.lower()},{name.lower()}{i},0,10,{half}\n" for name in names for i in numbers]
         put(f"datasets/k400/{half}.csv", "label,youtube_id,time_start,time_end,split\n" + "".join(rows))
-    data.read_once.cache_clear()  # it knows relative paths from another folder
-    yield tmp_path
-    data.read_once.cache_clear()
+        put(f"lists/{half}.txt", "".join(f"{name}/{i}.avi {k}\n" for k, name in enumerate(names) for i in numbers))
+    rows = [f"val/{name.lower()}3_000000_000010.mp4 {i}\n" for i, name in enumerate(names)]
+    for letter in "abc":
+        put(f"lists/{letter}.txt", "".join(rows))
+        put(f"lists/{letter}.csv", "id,name\n" + "".join(f"{i},{name}\n" for i, name in enumerate(names)))
+    put("lists/labels.csv", "id,name\n" + "".join(f"{i},{name}\n" for i, name in enumerate(names)))
+    return tmp_path
 
 
-def test_the_commands_of_the_readme(stand_ins, call, monkeypatch):
-    for name, value in (("epochs", 1), ("frames", 1)):  # of the bridge of the toy
-        monkeypatch.setitem(train.TINY, name, value)
-    scripts = [command for command in commands() if command[0] in SHORT]
+def test_the_commands_of_the_readme(stand_ins, call):
+    scripts = [command for command in commands() if command[0] in SHORT and command[-1] not in ("NAME", "FILE", "...")]
     assert len(scripts) > 25
     assert {command[0] for command in scripts} == set(SHORT)
     for command in scripts:
@@ -83,18 +86,53 @@ def test_the_commands_of_the_readme(stand_ins, call, monkeypatch):
         arguments = re.sub(r"--gpus [2-9]", "--gpus 1", shlex.join(command))  # which runs on the CPU with a warning
         status, _, errors = call(*shlex.split(arguments), *short)
         assert (status, errors) == (0, ""), shlex.join(command)
-    for path in ("runs/toy/best.pt", "runs/prompts/bridge-and-prompt/best.pt", "toy.png", "ucf101.png",
-                 "results/results.json", "results/confusion.png", "blend.png", "runs/k400-full/curves.png"):
+    for path in ("runs/toy/best.pt", "toy.png", "ucf101.png", "results/results.json", "results/embeddings.png",
+                 "runs/k400-full/curves.png"):
         assert (stand_ins / path).exists(), path
-    code = textwrap.dedent(re.search(r"^    import clip, data.*?(?=\n\n[^ ])", README, re.MULTILINE | re.DOTALL)[0])
-    exec(code, {})
+    assert list((stand_ins / "results").glob("attention-1-*.png"))
 
 
-def test_the_other_commands_are_the_benchmark_and_the_tests(home):
-    """A section of the benchmark stands for all of it; the tests are running."""
+def snippet(first):
+    """The Python in the README that begins with that line."""
+    return textwrap.dedent(re.search(rf"^    {re.escape(first)}.*?(?=\n\n[^ ])", README, re.MULTILINE | re.DOTALL)[0])
+
+
+def test_the_python_of_the_readme(stand_ins, capsys):
+    exec(snippet("import clip, data, evaluate, torch"), {})
+    answer, cosines = capsys.readouterr().out.splitlines()
+    assert "red ball bouncing" in answer
+    assert re.fullmatch(r"tensor\(\[\[ *-?0\.[0-9]+, +-?0\.[0-9]+\]\].*", cosines)
+
+
+def test_weights_go_on_in_other_libraries(stand_ins):
+    """By the lines of the README: the embeddings are the same."""
+    torch.manual_seed(0)
+    ours = clip.CLIP(512, 224, 16, 768, 12, 77, 49408, 512, 12).eval()
+    (stand_ins / "runs" / "ucf101").mkdir(parents=True)
+    torch.save({"model": ours.state_dict()}, "runs/ucf101/best.pt")
+    found = {}
+    exec(snippet("import clip, open_clip, torch, transformers"), found)
+    images, tokens = torch.randn(2, 3, 224, 224), open_clip.get_tokenizer("ViT-B-16")(["archery", "a dog."])
+    with torch.no_grad():
+        image, text = ours.encode_image(images), ours.encode_text(tokens)
+        theirs = found["in_open_clip"].eval()
+        assert distance(theirs.encode_image(images), image) < 1e-5
+        assert distance(theirs.encode_text(tokens), text) < 1e-5
+        output = found["in_transformers"].eval()(input_ids=tokens, pixel_values=images)
+        logits = ours.logits(image, text)
+        assert distance(output.logits_per_image, logits) < 1e-4
+
+
+def test_the_other_commands_are_the_benchmark_and_tests(home):
+    """A section of the benchmark stands for all of it. Tests that are named are there; they are running."""
     others = [command for command in commands() if command[0] not in SHORT]
-    assert {tuple(command) for command in others} == {
-        ("-m", "pytest"), ("tests/benchmark.py",), ("tests/benchmark.py", "cuda")}
+    tests = [command for command in others if command[:2] == ["-m", "pytest"]]
+    for _, _, *selection in tests:
+        if selection:
+            file, _, words = selection
+            text = (PROJECT / file).read_text(encoding="utf-8")
+            assert re.search(rf"def test_\w*{words}", text), selection
+    assert [command for command in others if command not in tests] == [["tests/benchmark.py"]]
     process = subprocess.run([sys.executable, PROJECT / "tests" / "benchmark.py", "loader", "cuda"], text=True,
                              stdout=subprocess.PIPE, timeout=300, check=True)
     assert re.search(r"two workers \| one .* ms .* ms .* x", process.stdout)
@@ -104,5 +142,5 @@ def test_the_other_commands_are_the_benchmark_and_the_tests(home):
 def test_files_and_addresses_of_the_readme_are_there():
     links = re.findall(r"\]\(([^)]+)\)", README)
     files = [link for link in links if not link.startswith("https://")]
-    assert {"clip.py", "data.py", "evaluate.py", "train.py", "prompt.py", "toy/toy.png"} <= set(files)
+    assert {"clip.py", "data.py", "evaluate.py", "train.py", "prompt.py", "toy/method.svg"} <= set(files)
     assert all((PROJECT / file).exists() for file in files)
