@@ -485,7 +485,7 @@ def read(weights, base=None):
 
 
 def dimensions(state):
-    """The arguments of CLIP for a state dict. Raises KeyError if an entry that they are told by is missing."""
+    """The arguments of CLIP for a state dict. Raises KeyError if an entry that they are inferred from is missing."""
 
     def layers(prefix):
         return len([name for name in state if name.startswith(prefix) and name.endswith(".ln_1.weight")])

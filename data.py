@@ -446,13 +446,15 @@ def read_csv(path, *columns):
     for each row its place, for messages, and a list of str."""
     text = read_text(path).splitlines() or [""]
     rows = csv.reader(text, delimiter=max(",;\t", key=text[0].count), skipinitialspace=True, strict=True)
-    headings, row = [name.strip().lower() for name in next(rows)], []
+    headings, row = [name.strip().lower() for name in next(rows, [])], []
+    if not set(columns) <= set(headings):
+        raise UserError(f"{path}, line 1: {text[0][:100]!r}: expected a line with the headings {','.join(columns)}")
     try:
         for row in filter(any, rows):
             yield f"{path}, line {rows.line_num}: {','.join(row)!r}", [row[headings.index(c)].strip() for c in columns]
     except (ValueError, IndexError, csv.Error) as error:  # csv.Error: a quotation mark that is not closed
         place = f"{path}, line {rows.line_num}: {','.join(row)[:100]!r}"
-        raise UserError(f"{place}: expected {','.join(columns)} below a line with these headings") from error
+        raise UserError(f"{place}: expected {','.join(columns)}") from error
 
 
 def read_names(path):
@@ -483,8 +485,8 @@ def read_json(path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Data sets: each reader returns rows of (name of the video below `root`, label), and the class names. A video may have
-# several possible names. The docstring says what belongs in `root`: it is shown to users who do not have it there.
+# Data sets: each reader returns rows of (name of the video below `root`, label), and the class names, the same for both
+# halves. A video may have several possible names. The docstring says what belongs in `root`, to those who lack it.
 
 
 def words(name):
@@ -617,7 +619,8 @@ def read_dataset(name, root, split=1, train=False):
     try:
         return reader(root, split, train)
     except (FileNotFoundError, NotADirectoryError) as error:
-        missing, how = Path(error.filename).relative_to(root), inspect.cleandoc(reader.__doc__).format(root=root)
+        missing, how = Path(error.filename).relative_to(root), inspect.cleandoc(reader.__doc__ or "")
+        how = how.replace("{root}", str(root))
         raise UserError(f"{what} is not in {root}: {missing} is missing. {how}") from error
 
 
@@ -678,7 +681,8 @@ def load_samples(args, train):
         if video or args.data not in ("k400", "k600"):
             samples.append((video or missing[-1], label))
     if len(missing) == len(rows):
-        raise UserError(f"no {half} video is on disk; looked for {missing[0]}" if rows else f"there is no {half} video")
+        where = f"looked for {missing[0]}" if rows else f"nothing is listed in {path or root}"
+        raise UserError(f"no {half} video is on disk; {where}")
     if missing:
         say(f"{len(missing)} of the {len(rows)} {half} videos are not on disk, such as {missing[0]}")
     return samples, names
@@ -786,8 +790,7 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser whose help begins with the docstring of the script and whose errors are one line."""
 
     def __init__(self, doc, usage="python %(prog)s [flags]", **options):
-        super().__init__(usage=usage, description=doc, allow_abbrev=False, formatter_class=HelpFormatter, **options,
-                         epilog="Defaults are those for --data, --model and --weights as given before --help.")
+        super().__init__(usage=usage, description=doc, allow_abbrev=False, formatter_class=HelpFormatter, **options)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -828,11 +831,11 @@ def add_arguments(parser, name="--data", training=False):
     group.add_argument("--val-list", type=os.path.abspath, metavar="FILE", **several,
                        help="lines 'path label' below --root in place of a split, as in the original code")
     group.add_argument("--labels", type=os.path.abspath if training else str, metavar="FILE", **several,
-                       help="CSV of id,name: for lists, or other names for DATA")
+                       help="CSV of id,name: for lists, or other names for DATA, in the order of its classes")
     group.add_argument("--frames", type=at_least(1), metavar="N", help="frames of a video")
     if training:
         group.add_argument("--train-list", type=os.path.abspath, metavar="FILE", help="as --val-list, for training")
-        group.add_argument("--shots", type=at_least(1), metavar="N", help="training videos of a class, by default all")
+        group.add_argument("--shots", type=at_least(1), metavar="N", help="only so many training videos of each class")
         group.add_argument("--augment", choices=AUGMENTATIONS, metavar="HOW",
                            help="none; crop: random frames, crop, flip; color: and colours; mix: and mixup or CutMix")
         group.add_argument("--seed", type=at_least(0), metavar="N", default=1024, help="of all that is random")
@@ -954,8 +957,9 @@ def main():
     clips = VideoDataset(samples, args.frames, args.resolution, True, args.seed, not tell_left_from_right(names),
                          args.augment)
     draw_contact_sheet(clips, names, args.out)
-    say(f"{args.out} shows some training videos as the model sees them ({args.resolution} pixels, 8 of {args.frames} "
-        f"frames, --augment {args.augment}{', not yet mixed' if args.augment == 'mix' else ''})")
+    model = "tiny" if args.data == "toy" else "ViT-B/16"
+    say(f"{args.out} shows some training videos as {model} sees them: {args.resolution} pixels, 8 of {args.frames} "
+        f"frames, --augment {args.augment}{', not yet mixed' if args.augment == 'mix' else ''}")
 
 
 if __name__ == "__main__":

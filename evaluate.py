@@ -49,12 +49,13 @@ def template(text):
 def add_arguments(parser, training=False):
     """The flags about data, model and machine, the same in every script."""
     data.add_arguments(parser, training=training)
+    parser.epilog = "Defaults are those for --data, --model and --weights as given before --help."
     group = parser.add_argument_group("model")
     group.add_argument("--model", choices=clip.MODELS, metavar="NAME", help=f"plain CLIP: {', '.join(clip.MODELS)}")
     group.add_argument("--weights", metavar="FILE", help="weights to take in its place, of any CLIP with a ViT")
     group.add_argument("--template", type=template, metavar="TEXT", help="sentence around a class name")
     group.add_argument("--resolution", type=data.at_least(1), metavar="N",
-                       help="pixels a side, by default as the weights were trained, 224")
+                       help="pixels a side, by default as the weights were trained")
     group = parser.add_argument_group("machine")
     group.add_argument("--gpus", type=data.at_least(0), metavar="N", help="0 is the CPU; by default 1 if there is one")
     group.add_argument("--workers", type=data.at_least(0), metavar="N", help="processes that decode, per GPU",
@@ -364,7 +365,7 @@ def make_parser():
                             "or a file with one a line; by default the classes of --weights")
     group.add_argument("--attention", action="store_true", help="draw where the class token looks, attention*.png")
     group.add_argument("--embeddings", action="store_true", help="save and draw them, embeddings*.npz and .png")
-    group.add_argument("--out", type=Path, metavar="FOLDER", help="for all files, also results.json; by default here")
+    group.add_argument("--out", type=Path, metavar="FOLDER", help="for all files, and then also results.json")
     return parser
 
 
@@ -390,6 +391,8 @@ def parse_args():
             parser.error("--video needs --labels")
         if args.embeddings or len(args.blend or ()) > 1:
             parser.error("--video does not go with --embeddings or several --blend")
+        if not all(path.exists() for path in args.video):
+            raise UserError(f"--video {next(path for path in args.video if not path.exists())}: there is no such file")
     else:
         data.check_lists(parser, args)
         if args.val_list and args.split != [1]:
@@ -431,8 +434,8 @@ def label_videos(args, model, classes):
     for path in args.video:
         found, others = data.find_videos(path) if path.is_dir() else ([path], [])
         data.say_others(path, others)
-        if not found or not path.exists():
-            raise UserError(f"--video {path}: {'no video is in there' if path.exists() else 'there is no such file'}")
+        if not found:
+            raise UserError(f"--video {path}: no video is in there")
         paths += found
     loader = make_loader(args, model.image_size, [(path, 0) for path in paths])
     with autocast(args, model.logit_scale.device):

@@ -107,8 +107,6 @@ def parse_args(parser, paper, tiny):
         parser.error(f"--out {args.out} holds a run already; go on with it by --resume")
     data.check_lists(parser, args)
     evaluate.choose_device(parser, args)
-    if args.warmup_epochs >= args.epochs:
-        say(f"warning: a warm-up of {args.warmup_epochs:g} epochs is not over before the end of --epochs {args.epochs}")
     share, rest = divmod(args.batch_size, args.world)
     args.micro_batch = min(args.micro_batch or share, share)
     if rest or share % args.micro_batch:
@@ -116,6 +114,8 @@ def parse_args(parser, paper, tiny):
     if args.augment == "mix" and args.micro_batch % data.GROUP:
         parser.error(f"--augment mix takes clips in groups of {data.GROUP}, not of {args.micro_batch}: "
                      "choose another --batch-size or --micro-batch, or --augment color")
+    if args.warmup_epochs >= args.epochs:
+        say(f"warning: the learning rate never reaches --lr in {args.epochs} epochs: lower --warmup-epochs")
     return args
 
 
@@ -221,8 +221,7 @@ def learning_rate(step, steps, warmup_steps, peak):
         warm-up   peak * step / warmup_steps
         then      floor + (peak - floor) * (1 + cos(pi * step / steps)) / 2,    floor = peak / 100
 
-    The cosine starts at step 0, as in the original code (timm's schedule without `warmup_prefix`); the warm-up hides
-    its beginning.
+    The cosine counts from step 0 too, as in the original code (timm's schedule without `warmup_prefix`).
     """
     if step < warmup_steps:
         return peak * step / warmup_steps
@@ -279,6 +278,8 @@ def set_up(args, model, prepare, last, val_loader, classes, num_videos):
         scaler.load_state_dict(content["scaler"])
         with open(args.out / "log.jsonl", "a", encoding="utf-8") as file:
             file.write("\n")  # the last line may have been cut off
+        make_folder(args)  # with the arguments that this call has changed
+        say(f"goes on after step {state.step}, in epoch {state.epoch + 1} of {args.epochs}")
     if args.compile:
         model.visual.compile()
         model.transformer.compile()
@@ -288,20 +289,21 @@ def set_up(args, model, prepare, last, val_loader, classes, num_videos):
 def train(args, prepare):
     """Trains a CLIP, with validation before the first and after every epoch.
 
-    `prepare(model, args, new)` makes what is trained of the model that is loaded: it says which parameters require a
-    gradient, and in prompt.py it adds prompts. Leaves args.json, log.jsonl, curves.png, last.pt and best.pt in the
-    folder `args.out`. Returns the state at the end.
+    `prepare(model, args, new)` says which parameters of the loaded model require a gradient, and in prompt.py it adds
+    prompts if the run is new. Leaves args.json, log.jsonl, curves.png, last.pt and best.pt in the folder `args.out`.
+    Returns the state at the end.
     """
     device = evaluate.start(args)
     rank, world = evaluate.rank(), args.world
 
     # The videos and their classes, and what is trained on them
     train_samples, classes = data.load_samples(args, train=True)
-    val_samples, _ = data.load_samples(args, train=False)
+    val_samples, val_classes = data.load_samples(args, train=False)
+    if val_classes != classes:
+        raise UserError(f"training has the classes {', '.join(classes)[:80]}, validation {', '.join(val_classes)[:80]}")
     steps_per_epoch = len(train_samples) // args.batch_size
     if not steps_per_epoch:
-        raise UserError(f"{len(train_samples)} training videos do not fill a batch of {args.batch_size}: choose a "
-                        "--batch-size of at most their number")
+        raise UserError(f"{len(train_samples)} training videos do not fill a batch: choose a smaller --batch-size")
     last = args.out / "last.pt" if args.resume and (args.out / "last.pt").exists() else None
     model = clip.load(last or args.weights or args.model, device, image_size=args.resolution)
     val_loader = evaluate.make_loader(args, model.image_size, val_samples, args.micro_batch)
@@ -337,7 +339,7 @@ def train(args, prepare):
                 errors += [line for lines in unreadable for line in lines.splitlines()]
                 video, label = video.to(device, non_blocking=True), label.to(device, non_blocking=True)
 
-                # Augment them on the device; the target [B, C] is a probability of each class
+                # Augment and normalise on the device; the target [B, C] has a probability for each class
                 if args.augment in ("color", "mix"):
                     video = data.change_colors(video, args.seed, epoch, index.tolist())
                 video, target = model.normalize(video), F.one_hot(label, len(classes)).float()
@@ -422,8 +424,8 @@ def main():
     group = parser.add_argument_group("what is trained, and what is averaged over time")
     group.add_argument("--tune", choices=("both", "image", "text"), default="both", help="encoders")
     group.add_argument("--fusion", choices=("embedding", "decision", "image"), default="embedding", metavar="WHAT",
-                       help="embedding: those of the frames; decision: their logits; image: nothing, when testing "
-                            "their probabilities")
+                       help="embedding: the embeddings of the frames; decision: their logits; image: train on single "
+                            "frames, and average probabilities in evaluation")
     run(parse_args(parser, PAPER, TINY), choose_parameters)
 
 

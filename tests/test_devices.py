@@ -230,10 +230,10 @@ def test_training_keeps_to_the_device(script, amp, gpu, tmp_path, monkeypatch):
     assert {tensor.device for moments in optimizer.state.values() for tensor in moments.values()} == {gpu}
 
 
-def test_a_resumed_run_is_on_the_device_whole(gpu, model, monkeypatch):
+def test_a_resumed_run_is_on_the_device_whole(gpu, model, monkeypatch, tmp_path):
     """Its checkpoint is read to the CPU."""
     args = types.SimpleNamespace(tune="both", template="{}", fusion="embedding", checkpoint_activations=False, lr=1e-3,
-                                 weight_decay=0.1, amp="off", compile=False)
+                                 weight_decay=0.1, amp="off", compile=False, out=tmp_path, epochs=2)
     on_cpu = clip.load("tiny")
     train.choose_parameters(on_cpu, args, new=True)
     optimizer = torch.optim.AdamW([p for p in on_cpu.parameters() if p.requires_grad], fused=True)
