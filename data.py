@@ -434,11 +434,11 @@ def read_lines(path, pattern, form, skip="(?!)"):
     """The lines of a text file: for each its place, for messages, and the groups of a regular expression. Blank lines
     and those like `skip` are left out; any other raises UserError, which says what is expected, the `form`."""
     for number, line in enumerate(map(str.strip, read_text(path).splitlines()), 1):
-        match, place = re.fullmatch(pattern, line), f"{path}, line {number}: {line[:100]!r}"
+        match, where = re.fullmatch(pattern, line), f"{path}, line {number}: {line[:100]!r}"
         if match:
-            yield place, match.groups()
+            yield where, match.groups()
         elif line and not re.match(skip, line, re.IGNORECASE):
-            raise UserError(f"{place}: expected {form}")
+            raise UserError(f"{where}: expected {form}")
 
 
 def read_csv(path, *columns):
@@ -453,8 +453,8 @@ def read_csv(path, *columns):
         for row in filter(any, rows):
             yield f"{path}, line {rows.line_num}: {','.join(row)!r}", [row[headings.index(c)].strip() for c in columns]
     except (ValueError, IndexError, csv.Error) as error:  # csv.Error: a quotation mark that is not closed
-        place = f"{path}, line {rows.line_num}: {','.join(row)[:100]!r}"
-        raise UserError(f"{place}: expected {','.join(columns)}") from error
+        where = f"{path}, line {rows.line_num}: {','.join(row)[:100]!r}"
+        raise UserError(f"{where}: expected {','.join(columns)}") from error
 
 
 def read_names(path):
@@ -468,9 +468,9 @@ def read_names(path):
         numbered = all(re.match(r"[0-9]+\s+\S", line) for line in lines)
         rows = [(f"{path}, line {i + 1}", line.split(maxsplit=1) if numbered else (str(i), line))
                 for i, line in enumerate(lines)]
-    for place, (number, name) in rows:
+    for where, (number, name) in rows:
         if not number.isdecimal() or int(number) in names or not name:
-            raise UserError(f"{place}: expected {form}")
+            raise UserError(f"{where}: expected {form}")
         names[int(number)] = name
     if not names:
         raise UserError(f"{path} names nothing")
@@ -504,9 +504,9 @@ def ucf101(root, split, train):
     names = [name for _, (name,) in read_lines(lists / "classInd.txt", r"[0-9]+\s+(\S+)", "'number Class'")]
     label = {name.lower(): i for i, name in enumerate(names)}
     path = lists / f"{'train' if train else 'test'}list{split:02}.txt"
-    for place, (clip, name) in read_lines(path, r"((\S+)/\S+)(?:\s+[0-9]+)?", "'Class/clip.avi', in training 'label'"):
+    for where, (clip, name) in read_lines(path, r"((\S+)/\S+)(?:\s+[0-9]+)?", "'Class/clip.avi', in training 'label'"):
         if name.lower() not in label:
-            raise UserError(f"{place}: classInd.txt has no such class")
+            raise UserError(f"{where}: classInd.txt has no such class")
         rows.append((f"UCF-101/{clip}", label[name.lower()]))
     return rows, [words(name) for name in names]
 
@@ -542,9 +542,9 @@ def kinetics(root, split, train):
     label = {name: i for i, name in enumerate(names)}
     folder, listed = halves[train]
     folder = folder if (root / folder).is_dir() else "train" if train else "val"
-    for place, (name, video, *times) in listed:
+    for where, (name, video, *times) in listed:
         if not all(re.fullmatch(r"[0-9]+(\.[0-9]*)?", time) for time in times):
-            raise UserError(f"{place}: expected times in seconds")
+            raise UserError(f"{where}: expected times in seconds")
         start, end = (int(float(time)) for time in times)
         ways = (f"{video}_{start:06}_{end:06}", f"{video}_{start}_{end}", video)
         rows.append((tuple(f"{folder}/{way}" for way in ways), label[name]))
@@ -599,11 +599,11 @@ def read_list(path, labels):
     """A list of the original code, lines of "path label", and its class names, a CSV of id,name: rows and names."""
     names, rows = read_names(labels), []
     form, skip = "'path label', the label a number", "# |.*(path|file|video).*label"  # comments and headings
-    for place, (name, number, _) in read_lines(path, r'"?((?!# ).+?)"?[\s,;]+([0-9]+)(\.0*)?', form, skip):
+    for where, (name, number, _) in read_lines(path, r'"?((?!# ).+?)"?[\s,;]+([0-9]+)(\.0*)?', form, skip):
         if re.search(r"\.\w{2,4}[\s,;]+[0-9]+$", name):  # two numbers
-            raise UserError(f"{place}: expected {form}")
+            raise UserError(f"{where}: expected {form}")
         if int(number) not in names:
-            raise UserError(f"{place}: {labels} has no class for the label {number}")
+            raise UserError(f"{where}: {labels} has no class for the label {number}")
         rows.append((name, list(names).index(int(number))))
     if not rows:
         raise UserError(f"{path} lists no videos; expected lines of {form}")
