@@ -354,12 +354,12 @@ def train(args, prepare):
                         target = target.repeat_interleave(len(logits) // len(target), dim=0)
                         loss = F.cross_entropy(logits, target, label_smoothing=args.label_smoothing) / micro_steps
                     scaler.scale(loss).backward()
-                loss_sum += loss.item()
+                loss_sum += loss.detach()  # on the device: a number here would wait for it
 
             # Step, unless the gradient is not finite; fp16 may overflow until the scaler has found its scale
             scaler.unscale_(optimizer)
             norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
-            loss, errors = sum(evaluate.gather([loss_sum])) / world, evaluate.gather(errors)
+            loss, errors = sum(evaluate.gather([loss_sum.item()])) / world, evaluate.gather(errors)
             finite = math.isfinite(loss) and math.isfinite(norm)
             if not finite and not (scaler.is_enabled() and scaler.get_scale() >= 1):
                 raise UserError(f"the loss is {loss:g} and its gradient {norm:g} at step {state.step + 1}; try a lower "
