@@ -33,8 +33,7 @@ class InputError(ValueError):
     """A file that holds no CLIP, a failed download or a text that is too long. The message is one line for the user."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# From text to tokens
+# ---- From text to tokens --------------------------------------------------------------------------------------------
 
 TINY_VOCABULARY = 2 * 256 + 2  # bytes, bytes that end a word, start and end: no merges
 
@@ -101,8 +100,7 @@ class Tokenizer:
         return tokens
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The transformers
+# ---- The transformers -----------------------------------------------------------------------------------------------
 
 
 class Attention(nn.Module):
@@ -274,8 +272,7 @@ class CLIP(nn.Module):
         return logits.log_softmax(dim=-1).logsumexp(dim=1)  # ... and log of the sum of their probabilities, [B, C]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Downloads
+# ---- Downloads ------------------------------------------------------------------------------------------------------
 
 ADDRESS = "https://openaipublic.azureedge.net/clip/models"  # below it, each file is in a folder named by its SHA-256
 MODELS = {
@@ -315,8 +312,7 @@ def read_merges(vocab_size):
     return [tuple(line.split()) for line in lines[1 : vocab_size - TINY_VOCABULARY + 1]]  # the first line is a comment
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading a file of weights without running what it contains
+# ---- Reading a file of weights without running what it contains -----------------------------------------------------
 
 
 class Inert(dict):
@@ -541,19 +537,15 @@ def load(weights, device="cpu", base=None, image_size=None):
     with torch.device("meta"):  # nothing is initialised only to be overwritten
         model = CLIP(**sizes)
     model.set_prompts(state.get("visual_prompts"), state.get("text_prompts"))
-    names = model.state_dict().keys()
-    other = next((name for name in state if ".resblocks." in name and name not in names), None)
-    if other:
-        raise InputError(f"{weights} holds a CLIP with other layers, such as {other[:60]}; {SUPPORTED}")
-    state = {name: value for name, value in state.items() if name in names}
-    try:
-        model.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        what = str(error).splitlines()[-1].strip()[:100]
-        raise InputError(f"{weights} holds no whole CLIP: {what}; {SUPPORTED}") from error
-    damaged = next((name for name, value in state.items() if not value.isfinite().all()), None)
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    wrong = [name for name, shape in shapes.items() if name not in state or state[name].shape != shape]
+    wrong += [name for name in state if ".resblocks." in name and name not in shapes]  # adapters, layers across time
+    if wrong:
+        raise InputError(f"{weights} holds no whole CLIP, or another kind: see {wrong[0][:60]}; {SUPPORTED}")
+    damaged = next((name for name in shapes if not state[name].isfinite().all()), None)
     if damaged:
         raise InputError(f"{weights} is damaged: {damaged} has values that are not finite")
+    model.load_state_dict({name: state[name] for name in shapes}, assign=True)
     for name in ("mean", "std", "template", "fusion"):
         if name in content:
             setattr(model, name, content[name])
