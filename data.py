@@ -3,11 +3,9 @@
     file -- read_video --> uint8 [T, 3, h, w] -- crop --> uint8 [T, 3, S, S] -- batch --> uint8 [B, T, 3, S, S]
 
 A video is a set of T frames spread over its whole length (section 4.1 of the paper; "TSN sampling"): drawn at random
-inside T equal segments to train, taken from the middles of the segments to test. Workers decode, sample and crop, and
-pass on bytes; colour jitter, mixing and normalisation run on the device.
-
-A data set is a list of (path, label) and a list of class names: see `ucf101`. Which frames and which crop a sample gets
-depends on (seed, epoch, index) alone, not on the number of workers or GPUs.
+inside T equal segments to train, taken from the middles of the segments to test. Which frames and which crop a sample
+gets depends on (seed, epoch, index) alone. Workers pass on bytes; colour jitter, mixing and normalisation run on the
+device. A data set is a list of (path, label) and a list of class names: see `ucf101`.
 
 `python data.py NAME` shows what is on disk and draws what the model will see.
 """
@@ -25,7 +23,6 @@ import re
 import struct
 import sys
 import textwrap
-import time
 import unicodedata
 from collections import Counter
 from multiprocessing.pool import ThreadPool
@@ -47,8 +44,7 @@ class UserError(ValueError):
     """A mistake of the user, not of the code: a wrong file, list or value. `run` prints the message, one line."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Frames
+# ---- Frames ---------------------------------------------------------------------------------------------------------
 
 
 def sample_frames(num_frames, num_samples, rng=None):
@@ -137,13 +133,8 @@ def read_images(folder, num_samples, rng, short_side):
     return [found[i] for i in indices]
 
 
-@contextlib.contextmanager
-def open_video(path):
-    """Gives the decoder of a video file and its compressed packets, in groups that can be decoded on their own.
-
-    Compressed they are small and can be kept: to count them is the only way to know the number of frames before
-    decoding, since the header may lack it or lie.
-    """
+def decode_video(path, num_samples, rng, short_side):
+    """`read_video` for a video file: a list of uint8 [h, w, 3]."""
     if not path.is_file():  # reading a pipe would wait for ever
         raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
     # "file:", or else a colon in the name would make a protocol of what is before it.
@@ -151,25 +142,42 @@ def open_video(path):
         stream = container.streams.best("video")
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:  # the cover of a song
             raise UserError("it has no video stream")
-        if stream.codec_context is None:
+        codec = stream.codec_context
+        if codec is None:
             raise UserError("its codec is unknown")
-        stream.codec_context.thread_count = 1  # the workers are the parallel part
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-        packets, size = [], 0
-        try:
-            for packet in container.demux(stream):
-                if packet.size:
-                    packets.append(packet)
-                    size += packet.size
-                if len(packets) > MAX_PACKETS or size > MAX_BYTES:
-                    raise UserError(f"over {MAX_PACKETS:,} frames or {MAX_BYTES:,} bytes: cut it into clips")
-        except av.error.InvalidDataError:
-            pass  # the file ends here, or is damaged: what came before may do
-        yield stream.codec_context, group_packets(packets)
+        codec.thread_count = 1  # the workers are the parallel part
+        codec.options = {"max_pixels": str(MAX_PIXELS)}
+        packets = read_packets(container, stream)
+        groups, count = group_packets(packets), sum(not packet.is_discard for packet in packets)
+        size = reduced_size(codec.height, codec.width, short_side)
+        while count:
+            indices = sample_frames(count, num_samples, copy.deepcopy(rng)).tolist()
+            found, decoded = decode(codec, groups, set(indices), size)
+            if len(found) == len(set(indices)):
+                return [found[i] for i in indices]
+            # Decoding gave fewer frames than there are packets. Decode all as one group to know how many there are, and
+            # then apply the rule again to that number.
+            count, groups = decoded if len(groups) == 1 else count, [packets]
+    raise UserError("no frame of it can be decoded")
+
+
+def read_packets(container, stream):
+    """The compressed packets of a video. They are small and can be kept: to count them is the only way to know the
+    number of frames before decoding, since the header may lack it or lie."""
+    packets, size = [], 0
+    with contextlib.suppress(av.error.InvalidDataError):  # at a damaged place: what came before may do
+        for packet in container.demux(stream):
+            if packet.size:
+                packets.append(packet)
+                size += packet.size
+            if len(packets) > MAX_PACKETS or size > MAX_BYTES:
+                raise UserError(f"over {MAX_PACKETS:,} frames or {MAX_BYTES:,} bytes: cut it into clips")
+    return packets
 
 
 def group_packets(packets):
-    """Cuts a list of packets before each keyframe, unless a packet behind the keyframe is shown before it."""
+    """Cuts a list of packets into groups that can be decoded on their own: before each keyframe, unless a packet behind
+    the keyframe is shown before it."""
     if any(packet.pts is None for packet in packets):
         return [packets]
     starts, earliest = [], float("inf")
@@ -181,27 +189,6 @@ def group_packets(packets):
     return [packets[start:end] for start, end in zip(starts, [*starts[1:], None])]
 
 
-def num_frames(packets):
-    """How many frames are shown of some packets: the first ones of a video may only be there to decode the others."""
-    return sum(not packet.is_discard for packet in packets)
-
-
-def decode_video(path, num_samples, rng, short_side):
-    """`read_video` for a video file: a list of uint8 [h, w, 3]."""
-    with open_video(path) as (codec, groups):
-        size = reduced_size(codec.height, codec.width, short_side)
-        count = sum(map(num_frames, groups))
-        while count:
-            indices = sample_frames(count, num_samples, copy.deepcopy(rng)).tolist()
-            found, decoded = decode(codec, groups, set(indices), size)
-            if len(found) == len(set(indices)):
-                return [found[i] for i in indices]
-            # Decoding gave fewer frames than there are packets. Decode all as one group to know how many there are, and
-            # then apply the rule again to that number.
-            count, groups = (decoded if len(groups) == 1 else count), [[packet for group in groups for packet in group]]
-    raise UserError("no frame of it can be decoded")
-
-
 def decode(codec, groups, wanted, size):
     """Decodes those groups of packets that hold a frame whose number is in the set `wanted`.
 
@@ -211,7 +198,8 @@ def decode(codec, groups, wanted, size):
     reformatter = av.video.reformatter.VideoReformatter()  # one for the clip: it keeps its scaler
     found, pixels, end, number = {}, 0, 0, -1
     for group in groups:
-        first, end = end, end + num_frames(group)
+        # The first frames of a video may only be there to decode the others: they are discarded
+        first, end = end, end + sum(not packet.is_discard for packet in group)
         left = {i for i in wanted if first <= i < end}
         for number, frame in enumerate(decode_group(codec, group) if left else (), first):
             pixels += frame.height * frame.width
@@ -229,10 +217,8 @@ def decode(codec, groups, wanted, size):
 def decode_group(codec, packets):
     codec.flush_buffers()
     for packet in [*packets, None]:  # None: the frames that the decoder still holds
-        try:
+        with contextlib.suppress(av.error.InvalidDataError):
             yield from codec.decode(packet)
-        except av.error.InvalidDataError:
-            continue
 
 
 def upright(picture, frame):
@@ -247,8 +233,7 @@ def upright(picture, frame):
     return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Crops
+# ---- Crops ----------------------------------------------------------------------------------------------------------
 
 # The short side that the crops are cut from, for an input of one pixel. A crop does not resize to it first, but cuts
 # the same part out of the video as it is: one interpolation.
@@ -288,8 +273,7 @@ def random_crop(video, size, rng, flip=True):
     return horizontal_flip(video) if flip and rng.uniform() < 0.5 else video
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Colours and mixing, on the device
+# ---- Colours and mixing, on the device ------------------------------------------------------------------------------
 
 AUGMENTATIONS = ("none", "crop", "color", "mix")  # each includes those before it
 
@@ -339,20 +323,18 @@ def mix(video, target, seed, step, first=0):
     return torch.cat(videos), torch.cat(targets)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Videos and lists on disk
+# ---- Videos and lists on disk ---------------------------------------------------------------------------------------
 
 # What systems and tools leave between the videos
 JUNK = re.compile(r"\.|~\$|.*:zone\.identifier$|(thumbs\.db|desktop\.ini|icon\r|@eadir|[#@$]recycle(\.bin)?|"
                   r"lost\+found|__macosx|__pycache__|system volume information)$", re.IGNORECASE)
 IMAGE_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 OTHER_FILES = set("""
-.txt .md .csv .tsv .json .jsonl .xml .yaml .yml .ini .cfg .log .html .htm .pdf .doc .docx .xls .xlsx .srt .vtt .sub .ass
-.py .sh .bat .ipynb .mat .npy .npz .pkl .pt .pth .h5 .hdf5 .zip .rar .tar .gz .tgz .7z .bz2 .xz .part .aria2 .crdownload
-.tmp .torrent .db .exe .dll .lnk .url .nfo .mp3 .wav .flac .aac .m4a .ogg .wma .tif .tiff .svg .ico .heic .psd .lrv .thm
-.heif .avif .jfif .jpe .jxl .jp2 .j2k .qoi .ppm .pgm .pbm .pnm .tga .pcx .dib .exr .dng .cr2 .cr3 .nef .arw .orf .rw2
-.raf .aae .xmp .lrf .opus .aif .aiff .amr .mka .ac3 .mid .idx .ssa .lrc .ytdl .description .md5 .sha1 .sha256 .toml
-.bak .rtf .apng
+.txt .md .csv .tsv .json .jsonl .xml .yaml .yml .ini .cfg .toml .log .html .pdf .doc .docx .xls .xlsx .rtf .nfo .url
+.lnk .srt .vtt .sub .ass .ssa .lrc .py .sh .bat .ipynb .mat .npy .npz .pkl .pt .pth .h5 .hdf5 .zip .rar .tar .gz .tgz
+.7z .bz2 .xz .part .tmp .bak .aria2 .crdownload .ytdl .description .torrent .md5 .sha1 .sha256 .db .exe .dll .mp3 .wav
+.flac .aac .m4a .ogg .opus .wma .aif .aiff .mid .tif .tiff .svg .ico .heic .heif .avif .jfif .jxl .jp2 .ppm .pgm .tga
+.psd .exr .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .aae .xmp .lrf .lrv .thm .apng
 """.split())  # all the rest is tried as a video
 ENDING = re.compile(r"(\.(avi|mp4|mkv|webm|mov|m4v|mpe?g|wmv|flv|3gp|3g2|m?ts|m2ts|gif|vob|asf|f4v|m1v|mjpeg|y4m))+$")
 
@@ -362,9 +344,8 @@ def match_key(name):
     return ENDING.sub("", unicodedata.normalize("NFC", name).lower())
 
 
-def find_videos(folder, above=()):
-    """The videos below a folder, at any depth, and the files that are passed over: two lists. A video is a file that is
-    not known to be something else, or a folder of frames: one with images, and no other video in it or below."""
+def walk(folder, above=()):
+    """`find_videos`, with the files that are passed over: two lists. `above` are the real folders on the way here."""
     videos, others, images, above = [], [], [], above or (folder.resolve(),)
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -377,7 +358,7 @@ def find_videos(folder, above=()):
         if entry.is_dir():
             real = path.resolve() if entry.is_symlink() else above[-1] / entry.name
             if real not in above and not above[0].is_relative_to(real):  # no link back to where it is
-                for found, more in zip((videos, others), find_videos(path, (*above, real))):
+                for found, more in zip((videos, others), walk(path, (*above, real))):
                     found += more
         elif path.suffix.lower() in IMAGE_FILES:
             images.append(path)
@@ -386,47 +367,51 @@ def find_videos(folder, above=()):
     return ([folder], others) if images and not videos else (videos, others + images)
 
 
-def say_others(folder, others):
-    """Says which files of a folder were passed over."""
+def find_videos(path):
+    """The videos at any depth below a folder, or the path itself if it is a file. A video is a file that is not known
+    to be something else, or a folder of frames: one with images, and no other video in it or below. Says in a line what
+    is passed over. Raises UserError if there is no video, FileNotFoundError if there is nothing of that name."""
+    if path.is_file():
+        return [path]
+    videos, others = walk(path)
     if others:
-        say(f"{folder}: passed over {len(others)} (no videos), such as {others[0].relative_to(folder)}")
+        say(f"{path}: passed over {len(others)} (no videos), such as {others[0].relative_to(path)}")
+    if not videos:
+        raise UserError(f"{path}: no video is in there")
+    return videos
 
 
 @functools.cache
 def index_videos(folder):
     """The videos below a folder by the match_key of their names: {key: list of paths}."""
     index = {}
-    for path in find_videos(folder)[0] if folder.is_dir() else ():
+    for path in walk(folder)[0] if folder.is_dir() else ():
         index.setdefault(match_key(path.name), []).append(path)
     return index
 
 
-def find_listed(root, names, anywhere):
-    """The path below `root` of a video that is listed by one of some names: as it stands there or, if that is not on
-    disk, with another ending, in other capitals or Unicode characters, or in another folder, which may be any if the
-    names are unique (`anywhere`); None if there is none."""
+def find_listed(root, names, unique):
+    """The path below `root` of a video that is listed by one of some names, or None: as it stands there or, if that is
+    not on disk, with another ending, in other capitals or Unicode characters; in another folder if its name is listed
+    without one, if it is in `root` itself, or if all names are `unique`."""
+    names = [name.replace("\\", "/") for name in names]
     for path in (root / name for name in names):
-        if path.suffix and path.exists():
+        if path.exists():
             return path
-    for path in (Path(os.path.abspath(root / name.replace("\\", "/"))) for name in names):
-        there = path.parent.is_dir() and path.is_relative_to(root)
-        found = index_videos(path.parent if there else root).get(match_key(path.name), [])
-        same = [other for other in found if match_key(other.parent.name) == match_key(path.parent.name)]
-        if same or len(found) == 1 and (there or anywhere or found[0].parent in (root, *path.parents)):
+    for *_, folder, file in (("", *name.split("/")) for name in names):
+        found = index_videos(root).get(match_key(file), [])
+        same = [path for path in found if match_key(path.parent.name) == match_key(folder)]
+        if same or len(found) == 1 and (unique or not folder or found[0].parent == root):
             return (same or found)[0]
     return None
 
 
 def read_text(path):
-    """The text of a file in UTF-8 or UTF-16, with or without a byte-order mark."""
-    content = Path(path).read_bytes()
-    utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+    """The text of a file in UTF-8, with or without a byte-order mark."""
     try:
-        if not utf16 and b"\0" in content:
-            raise UnicodeDecodeError("utf-8", content, content.index(b"\0"), len(content), "no text")
-        return content.decode("utf-16" if utf16 else "utf-8-sig")
+        return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: this is not UTF-8; save the file in that encoding") from error
 
 
@@ -458,13 +443,12 @@ def read_csv(path, *columns):
 
 
 def read_names(path):
-    """Class names by id, {int: str}: a CSV of id,name, or a text file with a name, or number and name, on each line."""
-    form, names = "a name on each line, or a CSV of id,name with each number once", {}
-    if str(path).endswith(".csv") or re.match(r"\W*(id\W*[,;\t]\W*name|name\W*[,;\t]\W*id)\b", read_text(path), re.I):
-        rows = list(read_csv(path, "id", "name"))
+    """Class names by id, {int: str}: a CSV of id,name, or a text file of lines "name" or "id name"."""
+    form, names = "a name on each line or, in a CSV, id,name with each number once", {}
+    if str(path).endswith(".csv"):
+        rows = read_csv(path, "id", "name")
     else:
-        lines = [line for _, (line,) in read_lines(path, r"([^\[\]{}]+)", form)]
-        lines = re.split(r"\s*,\s*", lines[0].strip(" ,")) if len(lines) == 1 else lines
+        lines = [line for _, (line,) in read_lines(path, r"([^\[\]{},;\t\0]+)", form)]
         numbered = all(re.match(r"[0-9]+\s+\S", line) for line in lines)
         rows = [(f"{path}, line {i + 1}", line.split(maxsplit=1) if numbered else (str(i), line))
                 for i, line in enumerate(lines)]
@@ -484,9 +468,9 @@ def read_json(path):
         raise UserError(f"{path}, line {error.lineno}: this is not JSON: {error.msg}") from error
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Data sets: each reader returns rows of (name of the video below `root`, label), and the class names, the same for both
-# halves. A video may have several possible names. The docstring says what belongs in `root`, to those who lack it.
+# ---- Data sets ------------------------------------------------------------------------------------------------------
+# Each reader returns rows of (name of the video below `root`, label), and the class names, the same for both halves. A
+# video may have several possible names. The docstring says what belongs in `root`, to those who lack it.
 
 
 def words(name):
@@ -573,16 +557,14 @@ def folder(root, split, train):
     half = root / ("train" if train else "val")
     known = half if train or not (root / "train").is_dir() else root / "train"  # to evaluate, val/ is enough
     classes = [path.name for path in sorted(known.iterdir()) if path.is_dir() and not JUNK.match(path.name)]
-    label, rows, others = {match_key(name): i for i, name in enumerate(classes)}, [], []
-    for path in sorted(path for path in half.iterdir() if path.is_dir() and not JUNK.match(path.name)):
-        videos, more = find_videos(path)
-        if videos == [path]:
-            raise UserError(f"{path} holds images alone; the frames of each video belong in a folder of their own")
-        if videos and match_key(path.name) not in label:
-            raise UserError(f"{videos[0]} is of a class that {known} lacks")
-        rows += [(str(video.relative_to(root)), label[match_key(path.name)]) for video in videos]
-        others += more
-    say_others(half, others)
+    label, rows = {match_key(name): i for i, name in enumerate(classes)}, []
+    for video in find_videos(half):
+        name = match_key(video.relative_to(half).parts[0])
+        if video.parent == half:
+            raise UserError(f"{video} is in no folder of a class, or is one that holds the frames of several videos")
+        if name not in label:
+            raise UserError(f"{video} is of a class that {known} lacks")
+        rows.append((str(video.relative_to(root)), label[name]))
     return rows, [words(name) for name in classes]
 
 
@@ -674,7 +656,7 @@ def load_samples(args, train):
     samples, missing = [], []
     for name, label in rows:
         names_on_disk = name if isinstance(name, tuple) else (name,)
-        video = find_listed(root, names_on_disk, anywhere=not path)  # those of the data sets are unique
+        video = find_listed(root, names_on_disk, unique=not path)  # those of the data sets are
         if not video:
             missing.append(root / names_on_disk[0])
         # Many videos of Kinetics have vanished from the web: they are left out. Others count as unreadable.
@@ -688,8 +670,7 @@ def load_samples(args, train):
     return samples, names
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Loading
+# ---- Loading --------------------------------------------------------------------------------------------------------
 
 
 class VideoDataset(torch.utils.data.Dataset):
@@ -712,20 +693,17 @@ class VideoDataset(torch.utils.data.Dataset):
         return len(self.paths)
 
     def __getitem__(self, key):
-        epoch, index = key
-        errors = []
-        while True:
+        (epoch, index), errors = key, []
+        for _ in range(self.ATTEMPTS if self.train else 1):
             try:
-                video = self.read_clip(epoch, index)
-                break
+                return self.read_clip(epoch, index), self.labels[index], index, "\n".join(errors)
             except UserError as error:
                 errors.append(f"{self.paths[index]}: {error}")
-            if not self.train or len(errors) == self.ATTEMPTS:
-                views = () if self.train else (math.prod(self.views),)
-                video = torch.zeros(*views, self.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
-                break
-            index = (index + 1) % len(self)
-        return video, self.labels[index], index, "\n".join(errors)
+            if self.train:
+                index = (index + 1) % len(self)
+        views = () if self.train else (math.prod(self.views),)
+        blank = torch.zeros(*views, self.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        return blank, self.labels[index], index, "\n".join(errors)
 
     def read_clip(self, epoch, index):
         """The video alone. Raises UserError if it cannot be read."""
@@ -775,22 +753,22 @@ def make_loader(clips, batches, workers):
                       persistent_workers=workers > 0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows the default of every flag that has one."""
-
-    def _get_help_string(self, action):
-        return action.help + (" (default: %(default)s)" if action.default not in (None, False, "==SUPPRESS==") else "")
+# ---- Command line ---------------------------------------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose help begins with the docstring of the script and whose errors are one line."""
+    """An argparse parser whose help begins with the docstring of the script and shows all defaults, and whose errors
+    are one line."""
 
     def __init__(self, doc, usage="python %(prog)s [flags]", **options):
-        super().__init__(usage=usage, description=doc, allow_abbrev=False, formatter_class=HelpFormatter, **options)
+        super().__init__(usage=usage, description=doc, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def format_help(self):
+        for action in self._actions:
+            if action.default not in (None, False, argparse.SUPPRESS):
+                action.help += " (default: %(default)s)"
+        return super().format_help()
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -861,37 +839,28 @@ def say(text=""):
 
 def run(main, *errors):
     """Runs `main`. A mistake of the user (UserError, and the types in `errors`), a missing file that the command line
-    names, and too little memory end in one line on stderr and exit status 1. A mistake in the code shows its traceback.
-    """
+    names, too little memory and Ctrl-C end in one line on stderr. A mistake in the code shows its traceback."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # names of files need not be valid text
-    memory = "out of memory; try a smaller --batch-size or --micro-batch, or fewer --frames"
     try:
         return main()
     except (UserError, *errors) as error:
         message = str(error)
-    except BrokenPipeError:  # the reader of the output, `head` for example, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:  # a file that the command line names
+    except OSError as error:
         if not error.filename or os.path.abspath(error.filename) not in map(os.path.abspath, sys.argv[1:]):
             raise
         message = f"{error.filename}: {error.strerror}"
-    except (torch.OutOfMemoryError, MemoryError):
-        message = memory
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
             raise
-        message = memory
+        message = "out of memory; try a smaller --batch-size or --micro-batch, or fewer --frames"
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(f"{Path(sys.argv[0]).name}: error: {message}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A look at a data set
-
+# ---- A look at a data set --------------------------------------------------------------------------------------------
 
 def picture_grid(rows, tile=128):
     """A picture of some rows, each a (title, frames uint8 [T, 3, S, S]), with frames of `tile` x `tile` pixels."""
@@ -907,33 +876,19 @@ def picture_grid(rows, tile=128):
     return sheet
 
 
-def draw_contact_sheet(clips, names, path, num_videos=10, num_frames=8):
-    """Draws what the model will see: a row for each of some videos of a VideoDataset, spread over its classes, with the
-    class name and `num_frames` of the frames, as sampled, cropped, flipped and coloured."""
-    rows = []
-    for index in np.unique(np.linspace(0, len(clips) - 1, num_videos).astype(int)).tolist():
-        video, label, _, error = clips[0, index]
-        if clips.augment in ("color", "mix"):
-            video = change_colors(video[None], clips.seed, 0, [index])[0]
-        frames = video[sample_frames(len(video), num_frames)]
-        rows.append((f"unreadable: {ascii(os.path.basename(error))}", frames[:0]) if error else (names[label], frames))
-    picture_grid(rows).save(path)
-
-
 def describe(samples, names, args):
-    """Prints what is in one half of a data set, and reads a hundred of its videos, or all, to see if it can be done."""
+    """Prints what is in one half of a data set, and tries to read a hundred of its videos, or all."""
     sizes = Counter(label for _, label in samples)
-    order = sorted(range(len(names)), key=lambda label: (sizes[label], names[label]))
-    say(f"  {len(samples)} videos of {len(names)} classes, from {sizes[order[0]]} ({names[order[0]]}) to "
-        f"{sizes[order[-1]]} ({names[order[-1]]})")
-    clips, begin = VideoDataset(samples, args.frames, args.resolution, train=False), time.perf_counter()
+    order = sorted((sizes[label], name) for label, name in enumerate(names))
+    say(f"  {len(samples)} videos of {len(names)} classes, from {order[0][0]} ({order[0][1]}) to {order[-1][0]} "
+        f"({order[-1][1]})")
+    clips = VideoDataset(samples, num_frames=1, image_size=8, train=False)
     chosen = range(0, len(samples), 1 if args.check_all else -(-len(samples) // 100))
     with ThreadPool() as pool:  # threads do: FFmpeg works without Python's lock
         tried = pool.imap(lambda index: clips[0, index][3], chosen)
-        errors = list(tqdm(tried, "reading", len(chosen), leave=False, unit="video", disable=None))
-    rate = len(errors) / (time.perf_counter() - begin)
-    say(f"  {len(errors)} tried: {sum(map(bool, errors))} unreadable; {rate:.0f} videos/s on {os.cpu_count()} cores")
-    for error in filter(None, errors):
+        errors = [error for error in tqdm(tried, "reading", len(chosen), leave=False, disable=None) if error]
+    say(f"  {len(chosen)} tried: {len(errors)} unreadable")
+    for error in errors:
         say(f"  unreadable {error}")
 
 
@@ -946,20 +901,26 @@ def main():
     args = parser.parse_args()
     check_lists(parser, args)
     args.data = args.data or (None if args.val_list else "toy")
-    frames, args.resolution, augment = (8, 64, "crop") if args.data == "toy" else (32, 224, "mix")
-    args.frames, args.augment = args.frames or frames, args.augment or augment
-    args.out = args.out or Path(f"{Path(args.data or args.train_list).stem}.png")
+    model, size, num_frames, augment = ("tiny", 64, 8, "crop") if args.data == "toy" else ("ViT-B/16", 224, 32, "mix")
+    num_frames, augment = args.frames or num_frames, args.augment or augment
     halves = {half: load_samples(args, half == "training") for half in ("training", "validation")}
     for half, (samples, names) in halves.items():
         say(f"{half}:")
         describe(samples, names, args)
+
     samples, names = halves["training"]
-    clips = VideoDataset(samples, args.frames, args.resolution, True, args.seed, not tell_left_from_right(names),
-                         args.augment)
-    draw_contact_sheet(clips, names, args.out)
-    model = "tiny" if args.data == "toy" else "ViT-B/16"
-    say(f"{args.out} shows some training videos as {model} sees them: {args.resolution} pixels, 8 of {args.frames} "
-        f"frames, --augment {args.augment}{', not yet mixed' if args.augment == 'mix' else ''}")
+    clips = VideoDataset(samples, num_frames, size, True, args.seed, not tell_left_from_right(names), augment)
+    rows = []
+    for index in np.unique(np.linspace(0, len(clips) - 1, 10).astype(int)).tolist():  # spread over the classes
+        video, label, _, error = clips[0, index]
+        if augment in ("color", "mix"):
+            video = change_colors(video[None], args.seed, 0, [index])[0]
+        frames = video[sample_frames(num_frames, 8)]
+        rows.append((f"unreadable: {ascii(os.path.basename(error))}", frames[:0]) if error else (names[label], frames))
+    out = args.out or Path(f"{Path(args.data or args.train_list).stem}.png")
+    picture_grid(rows).save(out)
+    say(f"{out} shows some training videos as {model} sees them: {size} pixels, 8 of {num_frames} frames, --augment "
+        f"{augment}{', not yet mixed' if augment == 'mix' else ''}")
 
 
 if __name__ == "__main__":
