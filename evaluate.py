@@ -4,11 +4,10 @@
 
 A class is nothing but its name, so any model can be asked about any classes: plain CLIP, zero-shot, about videos that
 nobody trained it for, and a fine-tuned one about classes that it has never seen. Every video is counted exactly once,
-whatever the batch size and the number of processes; one that cannot be read counts as wrong. Flags that are left out
-are as they were when the weights were trained.
+whatever the batch size and the number of processes; one that cannot be read counts as wrong.
 
     python evaluate.py --zero-shot                        plain CLIP on the toy
-    python evaluate.py --weights runs/toy/best.pt         a fine-tuned model, on the data that it was made for
+    python evaluate.py --weights runs/toy/best.pt         a fine-tuned model, as it was trained
     python evaluate.py --weights runs/base/best.pt --classes base novel --blend 0 0.25 0.5 0.75 1
     python evaluate.py --video clip.mp4 --labels "archery, bowling, juggling balls" --model ViT-B/16
 """
@@ -23,7 +22,6 @@ import os
 import re
 import statistics
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +33,7 @@ import clip
 import data
 from data import UserError, say
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What the scripts share: flags, processes, precision
-
-
-def template(text):
-    """A type for argparse: a sentence with a place for the class name."""
-    if "{}" not in text:
-        raise argparse.ArgumentTypeError(f"{text!r} has no {{}} for the class name")
-    return text
+# ---- Flags, processes and precision, for all scripts ----------------------------------------------------------------
 
 
 def add_arguments(parser, training=False):
@@ -53,9 +43,8 @@ def add_arguments(parser, training=False):
     group = parser.add_argument_group("model")
     group.add_argument("--model", choices=clip.MODELS, metavar="NAME", help=f"plain CLIP: {', '.join(clip.MODELS)}")
     group.add_argument("--weights", metavar="FILE", help="weights to take in its place, of any CLIP with a ViT")
-    group.add_argument("--template", type=template, metavar="TEXT", help="sentence around a class name")
-    group.add_argument("--resolution", type=data.at_least(1), metavar="N",
-                       help="pixels a side, by default as the weights were trained")
+    group.add_argument("--template", metavar="TEXT", help="sentence around a class name, {}")
+    group.add_argument("--resolution", type=data.at_least(1), metavar="N", help="pixels a side, if not the model's own")
     group = parser.add_argument_group("machine")
     group.add_argument("--gpus", type=data.at_least(0), metavar="N", help="0 is the CPU; by default 1 if there is one")
     group.add_argument("--workers", type=data.at_least(0), metavar="N", help="processes that decode, per GPU",
@@ -65,17 +54,22 @@ def add_arguments(parser, training=False):
                        help="mixed precision; by default bf16, fp16 where the GPU has no bf16, off without CUDA")
 
 
-def first_look():
-    """The flags of the command line that decide the defaults of the others."""
-    parser = data.Parser(None, add_help=False)
-    parser.add_argument("--data", type=data.name_or_folder)
-    parser.add_argument("--resume", nargs="?", type=Path, const=Path())
-    for name in ("--model", "--weights", "--val-list", "--video", "--out"):
-        parser.add_argument(name)
-    look = parser.parse_known_args()[0]
-    look.data_given = look.data or look.val_list or look.video
-    look.data = look.data if look.data_given else "toy"
-    return look
+def first_look(parser, paper, tiny):
+    """Sets the defaults that follow from --data, --model and --weights: those of one of two tables, for CLIP and for
+    tiny. Returns what is given of these flags, the content of --weights, and if that is a checkpoint of this project
+    the arguments it was trained with."""
+    first = data.Parser(None, add_help=False)
+    first.add_argument("--data", type=data.name_or_folder)
+    first.add_argument("--resume", type=Path)
+    for flag in ("--model", "--weights", "--val-list", "--video"):
+        first.add_argument(flag)
+    look = first.parse_known_args()[0]
+    content = clip.read(look.weights) if look.weights else {}
+    trained = content["args"] if {"args", "classes"} <= content.keys() else {}
+    name = look.data or (None if look.val_list or look.video else "toy")
+    model = look.model or trained.get("model") or ("tiny" if name == "toy" else "ViT-B/16")
+    parser.set_defaults(data=name, model=model, **(tiny if model == "tiny" else paper))
+    return look, content, trained
 
 
 def choose_device(parser, args):
@@ -131,23 +125,19 @@ def gather(rows):
     return [row for part in parts for row in part]
 
 
-def hide_bars():
-    """For tqdm's `disable`: bars are shown by the main process, and (None) on a terminal only."""
-    return True if rank() else None
-
-
 def autocast(args, device):
     """Mixed precision as --amp asks for it."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[args.amp]
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Accuracy
+# ---- Accuracy -------------------------------------------------------------------------------------------------------
 
 
 def class_tokens(model, classes, template):
     """The tokens [C, L] of class names in a template such as "a photo of a {}.", on the device of the model."""
+    if "{}" not in template:
+        raise UserError(f"the template {template!r} has no {{}} for the class name")
     return model.tokenizer([template.replace("{}", name) for name in classes]).to(model.logit_scale.device)
 
 
@@ -165,8 +155,8 @@ def collect(loader, device, compute):
     Returns what it gives for all n videos of all processes, in the order of the data set: the outputs, a tensor
     [n, ...]; the labels, int64 [n]; and the errors, n strings, "" for videos that could be read.
     """
-    rows = []
-    for video, label, index, errors in tqdm(loader, "evaluating", leave=False, unit="batch", disable=hide_bars()):
+    rows, hide = [], rank() > 0 or None  # None: hidden, too, where there is no terminal
+    for video, label, index, errors in tqdm(loader, "evaluating", leave=False, unit="batch", disable=hide):
         output = compute(video.to(device, non_blocking=True)).float().cpu()
         rows += zip(index.tolist(), output, label.tolist(), errors)
     _, outputs, labels, errors = zip(*sorted(gather(rows), key=lambda row: row[0]))
@@ -213,15 +203,13 @@ def evaluate(model, loader, tokens):
 
 
 def worst_classes(scores, labels, errors, classes):
-    """A dict for each class that has videos, the worst first: name, top-1 in percent, number of videos, and the class
-    that it is most often taken for, "" if for none. Scores [n, C] of one model, labels and errors as in `collect`."""
-    rows, predicted = [], scores.argmax(dim=1).tolist()
+    """A dict for each class that has videos, the worst first: name, top-1 in percent and number of videos. Scores
+    [n, C] of one model, labels and errors as in `collect`."""
+    rows = []
     for label in sorted(set(labels.tolist())):
         indices = (labels == label).nonzero().flatten().tolist()
         result = accuracy(scores[indices], labels[indices], [errors[i] for i in indices])
-        taken_for = Counter(predicted[i] for i in indices if predicted[i] != label and not errors[i]).most_common(1)
-        rows.append({"class": classes[label], "top1": result["top1"], "count": len(indices),
-                     "taken_for": classes[taken_for[0][0]] if taken_for else ""})
+        rows.append({"class": classes[label], "top1": result["top1"], "count": len(indices)})
     return sorted(rows, key=lambda row: row["top1"])
 
 
@@ -249,8 +237,7 @@ def blend(plain, tuned, share):
     return blended
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Pictures
+# ---- Pictures -------------------------------------------------------------------------------------------------------
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#b8a800")
@@ -303,23 +290,20 @@ def draw_embeddings(embeddings, labels, classes, path):
 
 @torch.inference_mode()
 def attention(model, images):
-    """Where the class token of each image [N, 3, S, S] looks among the patches, float [2, N, g, g], 1 at most: in the
-    last layer, the mean of its heads, and through all layers, by attention rollout (arXiv 2005.00928)."""
-    layers, grid = [], images.shape[-1] // model.visual.conv1.stride[0]
+    """Where the class token of each image [N, 3, S, S] looks among the g x g patches in the last layer, the mean of its
+    heads, 1 at most: float [N, g, g]."""
+    stored = []
 
-    def keep(module, inputs):
+    def store(module, inputs):
         q, k, _ = module.project(inputs[0])  # [N, heads, L, 64]
-        layers.append((q @ k.mT / 8).softmax(dim=-1).mean(dim=1))  # [N, L, L]
+        stored.append((q[:, :, 0:1] @ k.mT / 8).softmax(dim=-1).mean(dim=1))  # [N, 1, L]
 
-    hooks = [block.attn.register_forward_pre_hook(keep) for block in model.visual.transformer.resblocks]
+    hook = model.visual.transformer.resblocks[-1].attn.register_forward_pre_hook(store)
     model.encode_image(images)
-    for hook in hooks:
-        hook.remove()
-    rollout = identity = torch.eye(layers[0].shape[-1], device=images.device)
-    for layer in layers:
-        rollout = (layer + identity) / 2 @ rollout  # a block adds what it attends to to what it had
-    maps = torch.stack([layers[-1], rollout])[:, :, 0, 1 : 1 + grid ** 2].unflatten(-1, (grid, grid))
-    return (maps / maps.amax(dim=(-1, -2), keepdim=True)).float().cpu()
+    hook.remove()
+    grid = images.shape[-1] // model.visual.conv1.stride[0]
+    patches = stored[0][:, 0, 1 : 1 + grid ** 2].unflatten(-1, (grid, grid))
+    return (patches / patches.amax(dim=(-1, -2), keepdim=True)).float().cpu()
 
 
 def draw_attention(models, video, path, tile=144):
@@ -330,16 +314,15 @@ def draw_attention(models, video, path, tile=144):
 
     video = video[data.sample_frames(len(video), min(len(video), 8))]
     frames = resize(video.float() / 255)
-    maps = {name: attention(model, video.to(model.logit_scale.device)) for name, model in models.items()}
     rows = [("frame", frames)]
-    for i, kind in enumerate(("last layer", "rollout")):
-        rows += [(f"{name}\n{kind}", frames * (0.15 + 0.85 * resize(maps[name][i][:, None]))) for name in models]
+    for name, model in models.items():
+        light = resize(attention(model, video.to(model.logit_scale.device))[:, None])
+        rows.append((name, frames * (0.15 + 0.85 * light)))
     data.picture_grid([(title, (255 * row).byte()) for title, row in rows], tile).save(path)
     say(f"drawn: {path}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
+# ---- Command line ---------------------------------------------------------------------------------------------------
 
 
 def views(text):
@@ -371,13 +354,11 @@ def make_parser():
 
 def parse_args():
     """The arguments, complete and consistent, and the content of --weights; ends wrong calls with exit status 2."""
-    parser, look = make_parser(), first_look()
-    content = clip.read(look.weights) if look.weights else {}
-    trained = content["args"] if {"args", "classes"} <= content.keys() else {}  # of a checkpoint of ours
-    model = look.model or trained.get("model") or ("tiny" if look.data == "toy" else "ViT-B/16")
-    frames = trained.get("frames") if model == trained.get("model") else None
-    parser.set_defaults(data=look.data, model=model, frames=frames or (8 if model == "tiny" else 32), batch_size=32)
-    if trained and not look.video and (not look.data_given or look.data == trained["data"]):  # the same as in training
+    parser = make_parser()
+    look, content, trained = first_look(parser, dict(frames=32, batch_size=32), dict(frames=8, batch_size=32))
+    if trained and parser.get_default("model") == trained["model"]:
+        parser.set_defaults(frames=trained["frames"])
+    if trained and look.data in (None, trained["data"]) and not look.val_list and not look.video:
         several = {name: [trained[name]] for name in ("split", "classes", "val_list", "labels") if trained.get(name)}
         parser.set_defaults(data=trained["data"], root=trained.get("root"), **several)
     args = parser.parse_args()
@@ -391,16 +372,14 @@ def parse_args():
             parser.error("--video needs --labels")
         if args.embeddings or len(args.blend or ()) > 1:
             parser.error("--video does not go with --embeddings or several --blend")
-        if not all(path.exists() for path in args.video):
-            raise UserError(f"--video {next(path for path in args.video if not path.exists())}: there is no such file")
-    else:
-        data.check_lists(parser, args)
-        if args.val_list and args.split != [1]:
-            parser.error("--split does not go with --val-list: give several lists")
-        if len(args.labels or [""]) not in (1, len(args.val_list or [""])):
-            parser.error("--labels: give one file, or one for each of the lists")
-        if trained and trained.get("data") == args.data and set(args.split) - {trained.get("split")}:
-            say(f"warning: {args.weights} has seen test videos of other splits than {trained.get('split')} in training")
+        return args, content
+    data.check_lists(parser, args)
+    if args.val_list and args.split != [1]:
+        parser.error("--split does not go with --val-list: give several lists")
+    if len(args.labels or [""]) not in (1, len(args.val_list or [""])):
+        parser.error("--labels: give one file, or one for each of the lists")
+    if trained and trained["data"] == args.data and set(args.split) != {trained["split"]}:
+        say(f"warning: {args.weights} has seen test videos of other splits than {trained['split']} in training")
     return args, content
 
 
@@ -427,38 +406,30 @@ def read_labels(labels):
     return names
 
 
-def label_videos(args, model, classes):
-    """Prints which of the classes each of the user's videos shows; of several also as predictions.csv. Returns the
-    paths of those that could be read."""
-    paths = []
-    for path in args.video:
-        found, others = data.find_videos(path) if path.is_dir() else ([path], [])
-        data.say_others(path, others)
-        if not found:
-            raise UserError(f"--video {path}: no video is in there")
-        paths += found
+def label_videos(args, paths, model, classes):
+    """Prints which of the classes each video shows, of a single one the five best, and saves a table of several as
+    predictions.csv. Returns the paths of those that could be read."""
     loader = make_loader(args, model.image_size, [(path, 0) for path in paths])
     with autocast(args, model.logit_scale.device):
         scores, _, errors = predict([model], loader, class_tokens(model, classes, args.template))
-    rows = []
+    table, shown = [], 5 if len(paths) == 1 else 1
     for path, row, error in zip(paths, scores[:, 0].softmax(dim=-1), errors):  # [C]
-        best = row.topk(min(5, len(classes)))
-        if len(paths) == 1 and not error:
-            for probability, label in zip(best.values.tolist(), best.indices.tolist()):
-                say(f"{100 * probability:5.1f} %  {'█' * round(30 * probability):30}  {classes[label]}")
-        else:
-            answer = f"{100 * best.values[0]:5.1f} %  {classes[best.indices[0]]:24}"
-            say(f"unreadable  {error}" if error else f"{answer}  {path}")
-        answer = ("", "") if error else (classes[best.indices[0]], round(best.values[0].item(), 4))
-        rows.append((path, *answer, error.removeprefix(f"{path}: ")))
+        if error:
+            say(f"unreadable  {error}")
+            table.append((path, "", "", error.removeprefix(f"{path}: ")))
+            continue
+        order = row.argsort(descending=True).tolist()
+        for label in order[:shown]:
+            say(f"{100 * row[label]:5.1f} %  {classes[label]:24}  {path}")
+        table.append((path, classes[order[0]], round(row[order[0]].item(), 4), ""))
     if all(errors):
         raise UserError("none of the videos can be read")
     if rank() == 0 and (len(paths) > 1 or args.out):
-        table = (args.out or Path()) / "predictions.csv"
+        file = (args.out or Path()) / "predictions.csv"
         # Names of files need not be valid text: "surrogateescape" writes their bytes as they are.
-        with open(table, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            csv.writer(file).writerows([("video", "label", "probability", "error"), *rows])
-        say(f"written: {table}")
+        with open(file, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            csv.writer(stream).writerows([("video", "label", "probability", "error"), *table])
+        say(f"written: {file}")
     return [path for path, error in zip(paths, errors) if not error]
 
 
@@ -504,41 +475,29 @@ def save_embeddings(args, models, loader, tokens, classes, path):
         draw_embeddings(videos, labels, classes, path.with_suffix(".png"))
 
 
-def average(runs):
-    """Mean and standard deviation over the splits, in percent, by model and classes: a list of dicts. Where there are
-    base and novel classes, also of their harmonic mean, 2 b n / (b + n)."""
-    figures = {}  # lists by (model, classes) and name
+def report(runs):
+    """Prints the accuracy of each model, with several splits as mean and standard deviation; where there are base and
+    novel classes, also their harmonic mean, 2 b n / (b + n); the worst classes; and what could not be read."""
+    def line(name, classes, *columns):
+        cells = [f"{statistics.mean(c):.1f}" + (f" ± {statistics.stdev(c):.1f}" if len(c) > 1 else "") for c in columns]
+        say(f"{name:{width}}  {classes:13}" + "".join(f"  {cell:>12}" for cell in cells))
+
+    width, figures = max(len(run["model"]) for run in runs), {}
     for run in runs:
-        row = figures.setdefault((run["model"], run["classes"]), {"top1": [], "top5": [], "count": 0})
-        row["top1"], row["top5"] = [*row["top1"], run["top1"]], [*row["top5"], run["top5"]]
-        row["count"] += run["count"]
-    for model in {run["model"]: None for run in runs}:
-        if {(model, "base"), (model, "novel")} <= figures.keys():
-            pairs = zip(figures[model, "base"]["top1"], figures[model, "novel"]["top1"])
-            figures[model, "harmonic mean"] = {"top1": [2 * b * n / max(b + n, 1e-9) for b, n in pairs], "count": ""}
-    return [{"model": model, "classes": classes, "count": row["count"]} | {
-        name: (statistics.mean(row[name]), statistics.stdev(row[name]) if len(row[name]) > 1 else None)
-        for name in ("top1", "top5") if name in row} for (model, classes), row in figures.items()]
-
-
-def report(runs, averages):
-    """Prints accuracies, the worst classes of the last model, and what could not be read."""
-    def percent(row, name):
-        value, deviation = row.get(name, (None, None))
-        return "" if value is None else f"{value:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
-
-    width = max(len(row["model"]) for row in averages)
-    say(f"\n{'':{width}}  {'classes':13}  {'top-1, %':>12}  {'top-5, %':>12}  videos")
-    for row in averages:
-        say(f"{row['model']:{width}}  {row['classes']:13}  {percent(row, 'top1'):>12}  {percent(row, 'top5'):>12}  "
-            f"{row['count']:6}")
-    first = [run for run in runs if (run["model"], run["split"]) == (runs[-1]["model"], runs[0]["split"])]
-    worst = sorted((row for run in first for row in run["per_class"] if row["top1"] < 100), key=lambda row: row["top1"])
-    width = max(13, *(len(row["class"]) for row in worst[:10])) if worst else 13
-    of_split = f" (split {runs[0]['split']})" if len({run["split"] for run in runs}) > 1 else ""
-    say(f"\n{'worst classes':{width}}  top-1, %  videos  most often taken for{of_split}" if worst else "")
-    for row in worst[:10]:
-        say(f"{row['class']:{width}}  {row['top1']:8.1f}  {row['count']:6}  {row['taken_for']}")
+        figures.setdefault(run["model"], {}).setdefault(run["classes"], []).append((run["top1"], run["top5"]))
+    say(f"\n{sum(run['count'] for run in runs if run['model'] == runs[0]['model'])} videos")
+    say(f"{'':{width}}  {'classes':13}  {'top-1, %':>12}  {'top-5, %':>12}")
+    for name, rows in figures.items():
+        for classes, pairs in rows.items():
+            line(name, classes, *zip(*pairs))
+        if {"base", "novel"} <= rows.keys():
+            pairs = zip(rows["base"], rows["novel"])
+            line(name, "harmonic mean", [statistics.harmonic_mean((base, novel)) for (base, _), (novel, _) in pairs])
+    last = [run for run in runs if (run["model"], run["split"]) == (runs[-1]["model"], runs[-1]["split"])]
+    rows = [row for run in last for row in run["per_class"] if row["top1"] < 100]
+    say(f"\nworst classes of {last[0]['model']}: top-1, % and number of videos" if rows else "")
+    for row in sorted(rows, key=lambda row: row["top1"])[:10]:
+        say(f"{row['top1']:5.1f}  {row['count']:4}  {row['class']}")
     for error in dict.fromkeys(error for run in runs for error in run["unreadable"]):
         say(f"counted as wrong: {error}")
 
@@ -548,6 +507,7 @@ def main():
     args, content = parse_args()
     device, out = start(args), args.out or Path()
     out.mkdir(parents=True, exist_ok=True)
+    paths = [video for path in args.video or () for video in data.find_videos(path)]
     models = load_models(args, device)
     model = list(models.values())[-1]
     args.template = args.template or model.template
@@ -555,13 +515,13 @@ def main():
     say(f"{args.weights or args.model} on {'your videos' if args.video else ' '.join(args.val_list or [what])}, "
         f"{args.frames} frames, {args.views[0]} x {args.views[1]} views, prompt {args.template!r}")
     if args.video:
-        paths = label_videos(args, model, read_labels(args.labels) if args.labels else content["classes"])
+        classes = read_labels(args.labels) if args.labels else content["classes"]
+        paths = label_videos(args, paths, model, classes)
     else:
         runs, paths = measure(args, models, content.get("classes", []))
-        averages = average(runs)
-        report(runs, averages)
+        report(runs)
         if rank() == 0 and args.out:
-            results = {"averages": averages, "runs": runs, "command": sys.argv, "arguments": vars(args)}
+            results = {"runs": runs, "command": sys.argv, "arguments": vars(args)}
             (out / "results.json").write_text(json.dumps(results, indent=1, default=str) + "\n", encoding="utf-8")
         paths = [paths[i * len(paths) // 3] for i in range(min(3, len(paths)))]  # for pictures of attention
     if rank() == 0 and args.attention:

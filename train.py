@@ -39,12 +39,12 @@ PAPER = dict(frames=32, batch_size=256, epochs=10, warmup_epochs=5.0, lr=8e-6, a
 TINY = dict(frames=8, batch_size=32, epochs=10, warmup_epochs=1.0, lr=8e-4, augment="crop",
             template="a photo of a {}.")
 
+WEIGHT_DECAY, LABEL_SMOOTHING = 1e-3, 0.1  # in all experiments
 MAX_LOGIT_SCALE = math.log(100)  # OpenAI's bound: exp(logit_scale) <= 100
 MAX_UNREADABLE = 0.05  # of the videos seen
 BAR = "{percentage:3.0f}% {bar:20} {elapsed} < {remaining} left{postfix}"
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
+# ---- Command line ---------------------------------------------------------------------------------------------------
 
 # Flags that may change when a run is resumed. Others would change the result.
 MACHINE = {"data", "root", "train_list", "val_list", "labels", "workers", "gpus", "micro_batch", "compile",
@@ -60,9 +60,6 @@ def make_parser(doc):
     group.add_argument("--warmup-epochs", type=data.at_least(0, float), metavar="X",
                        help="until the learning rate is at its highest")
     group.add_argument("--lr", type=data.at_least(0, float), metavar="X", help="highest learning rate")
-    group.add_argument("--weight-decay", type=data.at_least(0, float), metavar="X", default=1e-3, help="of AdamW")
-    group.add_argument("--label-smoothing", type=data.at_least(0, float, 1), metavar="X", default=0.1,
-                       help="share of the target spread over all classes")
     group = parser.add_argument_group("time and memory")
     group.add_argument("--micro-batch", type=data.at_least(1), metavar="N",
                        help="videos that a GPU takes at once, by default its share of --batch-size")
@@ -71,8 +68,7 @@ def make_parser(doc):
     group.add_argument("--compile", action="store_true", help="compile both encoders: slower to start, then faster")
     group = parser.add_argument_group("run")
     group.add_argument("--out", type=Path, metavar="FOLDER", help="for what the run leaves, by default runs/DATA")
-    group.add_argument("--resume", nargs="?", type=Path, const=Path(), metavar="FOLDER",
-                       help="go on with the run in FOLDER, or in --out, with its arguments")
+    group.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in FOLDER, with its arguments")
     group.add_argument("--save-minutes", type=data.at_least(0, float), metavar="X", default=15.0,
                        help="a checkpoint at least this often, and after every epoch")
     return parser
@@ -81,30 +77,21 @@ def make_parser(doc):
 def parse_args(parser, paper, tiny):
     """The arguments of a run, new or resumed, whose defaults are one of two tables or those of the run; ends wrong
     calls with exit status 2."""
-    look, saved = evaluate.first_look(), {}
+    look, saved = evaluate.first_look(parser, paper, tiny)[0], {}
     if look.resume:
-        folder = Path(look.out or "") if look.resume == Path() else look.resume
-        if not (folder / "args.json").is_file():
-            parser.error(f"--resume: there is no run in {folder}")
-        with contextlib.suppress(ValueError, TypeError):
-            saved = dict(json.loads((folder / "args.json").read_text(encoding="utf-8")))
-        if not saved:
-            parser.error(f"--resume: {folder / 'args.json'} is damaged")
+        try:
+            saved = dict(json.loads((look.resume / "args.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            parser.error(f"--resume: there is no run in {look.resume}, or args.json is damaged ({error})")
         parser.set_defaults(**saved)
-    else:
-        content = clip.read(look.weights) if look.weights and not look.model else {}
-        trained = content["args"].get("model") if {"args", "classes"} <= content.keys() else None
-        model = look.model or trained or ("tiny" if look.data == "toy" else "ViT-B/16")
-        parser.set_defaults(data=look.data, model=model, **(tiny if model == "tiny" else paper))
     args = parser.parse_args()
     for name, value in saved.items():
         if name not in MACHINE and getattr(args, name) != value:
             flag = f"--{name.replace('_', '-')}"
-            parser.error(f"{flag} is {value!r} in {folder} and cannot become {getattr(args, name)!r}")
-    if look.resume:
-        args.out = args.resume = folder
-    elif args.out and (args.out / "args.json").exists():
+            parser.error(f"{flag} is {value!r} in {args.resume} and cannot become {getattr(args, name)!r}")
+    if not args.resume and args.out and (args.out / "args.json").exists():
         parser.error(f"--out {args.out} holds a run already; go on with it by --resume")
+    args.out = args.resume or args.out
     data.check_lists(parser, args)
     evaluate.choose_device(parser, args)
     share, rest = divmod(args.batch_size, args.world)
@@ -119,13 +106,12 @@ def parse_args(parser, paper, tiny):
     return args
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What a run leaves
+# ---- What a run leaves ----------------------------------------------------------------------------------------------
 
 
 def make_folder(args):
     """Makes the folder of a new run, --out or the first of runs/NAME, runs/NAME-2, ... that is not there, and stores
-    the arguments in it."""
+    the arguments in it; those of a resumed run anew, as some may change."""
     if not args.out:
         name = Path(args.data or args.train_list).stem
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
@@ -133,6 +119,9 @@ def make_folder(args):
     if evaluate.rank() == 0:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "args.json").write_text(json.dumps(vars(args), indent=1, default=str) + "\n", encoding="utf-8")
+        if args.resume:
+            with open(args.out / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write("\n")  # the last line may have been cut off
 
 
 def save(path, model, args, optimizer, scaler, state):
@@ -161,36 +150,27 @@ def log(args, **record):
 
 
 def read_log(folder):
-    """The last record of each step and the last of each validation in log.jsonl, two lists of dicts in their order."""
+    """The last record of each step and of each validation in log.jsonl: two lists of dicts."""
     steps, validations = {}, {}
     for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(json.JSONDecodeError):  # a line that was cut off by a kill
             record = json.loads(line)
-            if "top1" in record:
-                validations[record["epoch"]] = record
-            else:
-                steps[record["step"]] = record
-    return [steps[step] for step in sorted(steps)], [validations[epoch] for epoch in sorted(validations)]
+            (validations if "top1" in record else steps)[record["step"]] = record
+    return list(steps.values()), list(validations.values())
 
 
 def draw_curves(folder):
-    """Draws curves.png from log.jsonl: loss, learning rate and accuracy against epochs."""
+    """Draws curves.png from log.jsonl: loss and accuracy against epochs."""
     steps, validations = read_log(folder)
     with evaluate.figure(folder / "curves.png", 1, 2, figsize=(10, 3.6)) as (left, right):
-        rate = left.twinx()
-        for axes, name, label, color, style in ((left, "loss", "training loss", "#0072b2", "-"),
-                                                (rate, "lr", "learning rate", "#d55e00", "--")):
-            axes.plot([r["epoch"] for r in steps], [r[name] for r in steps], color=color, linestyle=style, linewidth=1)
-            axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
-            axes.yaxis.label.set_color(color)
-        for name, label, color, marker in (("top1", "top-1", "#0072b2", "o"), ("top5", "top-5", "#009e73", "s")):
-            right.plot([r["epoch"] for r in validations], [r[name] for r in validations], color=color, marker=marker,
-                       label=label)
+        left.plot([r["epoch"] for r in steps], [r["loss"] for r in steps], color="#0072b2", linewidth=1)
+        left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
+        for name, label, color in (("top1", "top-1", "#0072b2"), ("top5", "top-5", "#009e73")):
+            epochs, figures = [r["epoch"] for r in validations], [r[name] for r in validations]
+            right.plot(epochs, figures, "o-", color=color, label=label)
         right.axhline(validations[0]["top1"], color="#555555", linestyle=":", label="top-1 before training")
         right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
         right.legend()
-        for axes in (left, right):
-            axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def describe(args, model, classes, training, validation):
@@ -204,15 +184,14 @@ model      {args.weights or args.model}, {trained:,} parameters to train ({args.
 data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(classes)}
 videos     {training} for training{left_out}, {validation} for validation
 input      {args.frames} frames of {model.image_size} x {model.image_size}, prompt {args.template!r}
-training   {args.epochs} epochs of {steps} steps of {args.batch_size} videos, learning rate {args.lr:g}
-augmented  {args.augment}, seed {args.seed}
+training   {args.epochs} epochs of {steps} steps of {args.batch_size} videos, learning rate {args.lr:g}, \
+--augment {args.augment}, seed {args.seed}
 machine    {args.world} x {machine}, {args.micro_batch} videos at once, mixed precision {args.amp}, \
 {args.workers} workers
 results    {args.out}""")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training
+# ---- Training -------------------------------------------------------------------------------------------------------
 
 
 def learning_rate(step, steps, warmup_steps, peak):
@@ -259,14 +238,14 @@ def set_up(args, model, prepare, last, val_loader, classes, num_videos):
     interrupted run, has them. The model of a new run is validated as it is, and then prepared (see `train`)."""
     state = SimpleNamespace(step=0, epoch=0, before=None, best=None, unreadable=[], failures=0, seconds=0.0,
                             videos=num_videos, classes=classes)
+    make_folder(args)
     if not last:
-        make_folder(args)
         state.before = validate(args, model, val_loader, classes, epoch=0, step=0)
     prepare(model, args, new=not last)
     model.template, model.fusion = args.template, args.fusion
     model.visual.transformer.checkpointing = model.transformer.checkpointing = args.checkpoint_activations
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=args.lr, betas=(0.9, 0.98),
-                                  eps=1e-8, weight_decay=args.weight_decay, fused=True)
+                                  eps=1e-8, weight_decay=WEIGHT_DECAY, fused=True)
     scaler = torch.amp.GradScaler(model.logit_scale.device.type, enabled=args.amp == "fp16")
     if last:
         content = torch.load(last, map_location="cpu", weights_only=True)
@@ -276,10 +255,7 @@ def set_up(args, model, prepare, last, val_loader, classes, num_videos):
         state = SimpleNamespace(**{name: content[name] for name in vars(state)})
         optimizer.load_state_dict(content["optimizer"])
         scaler.load_state_dict(content["scaler"])
-        with open(args.out / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write("\n")  # the last line may have been cut off
-        make_folder(args)  # with the arguments that this call has changed
-        say(f"goes on after step {state.step}, in epoch {state.epoch + 1} of {args.epochs}")
+        say(f"goes on after step {state.step}")
     if args.compile:
         model.visual.compile()
         model.transformer.compile()
@@ -318,7 +294,7 @@ def train(args, prepare):
     tokens = evaluate.class_tokens(model, classes, args.template)  # [C, L]
     micro_steps = args.batch_size // world // args.micro_batch
     describe(args, model, classes, len(train_samples), len(val_samples))
-    bar = tqdm(total=args.epochs * steps_per_epoch, initial=state.step, disable=evaluate.hide_bars(), bar_format=BAR)
+    bar = tqdm(total=args.epochs * steps_per_epoch, initial=state.step, disable=rank > 0 or None, bar_format=BAR)
     saved = time.perf_counter()
 
     for epoch in range(state.epoch, args.epochs):
@@ -352,7 +328,7 @@ def train(args, prepare):
                     with evaluate.autocast(args, device):
                         logits = network(video, tokens)  # [B, C]; with --fusion image [B * T, C]
                         target = target.repeat_interleave(len(logits) // len(target), dim=0)
-                        loss = F.cross_entropy(logits, target, label_smoothing=args.label_smoothing) / micro_steps
+                        loss = F.cross_entropy(logits, target, label_smoothing=LABEL_SMOOTHING) / micro_steps
                     scaler.scale(loss).backward()
                 loss_sum += loss.detach()  # on the device: a number here would wait for it
 

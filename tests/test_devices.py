@@ -175,11 +175,10 @@ def test_attention_comes_back_from_the_device(gpu, model, monkeypatch):
     drawn = []
     monkeypatch.setattr(data, "picture_grid", lambda rows, tile: drawn.extend(rows) or types.SimpleNamespace(save=repr))
     evaluate.draw_attention({"one": model, "two": model}, pixels(3, 3, 64, 64), "attention.png")
-    assert [title for title, _ in drawn] == ["frame", "one\nlast layer", "two\nlast layer", "one\nrollout",
-                                             "two\nrollout"]
+    assert [title for title, _ in drawn] == ["frame", "one", "two"]
     assert {picture.device.type for _, picture in drawn} == {"cpu"}
     with evaluate.autocast(types.SimpleNamespace(amp="fp16"), gpu):
-        assert evaluate.attention(model, pixels(5, 3, 64, 64).to(gpu)).shape == (2, 5, 4, 4)
+        assert evaluate.attention(model, pixels(5, 3, 64, 64).to(gpu)).shape == (5, 4, 4)
 
 
 def test_embeddings_come_back_from_the_device(model, tokens, tmp_path, monkeypatch):
@@ -233,7 +232,7 @@ def test_training_keeps_to_the_device(script, amp, gpu, tmp_path, monkeypatch):
 def test_a_resumed_run_is_on_the_device_whole(gpu, model, monkeypatch, tmp_path):
     """Its checkpoint is read to the CPU."""
     args = types.SimpleNamespace(tune="both", template="{}", fusion="embedding", checkpoint_activations=False, lr=1e-3,
-                                 weight_decay=0.1, amp="off", compile=False, out=tmp_path, epochs=2)
+                                 resume=tmp_path, amp="off", compile=False, out=tmp_path, epochs=2)
     on_cpu = clip.load("tiny")
     train.choose_parameters(on_cpu, args, new=True)
     optimizer = torch.optim.AdamW([p for p in on_cpu.parameters() if p.requires_grad], fused=True)

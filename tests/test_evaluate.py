@@ -1,6 +1,7 @@
 """Accuracy and the pictures: every video counted once, and each figure computed a second time, another way."""
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -68,11 +69,9 @@ def test_splits_base_and_novel_give_means_deviations_and_harmonic_means(run, tun
     results = json.loads((tmp_path / "results.json").read_text())
     base, novel = (np.array([run["top1"] for run in results["runs"] if run["classes"] == classes])
                    for classes in ("base", "novel"))
-    averages = {row["classes"]: row["top1"] for row in results["averages"]}
     assert len(base) == len(novel) == 3
     for classes, values in (("base", base), ("novel", novel), ("harmonic mean", 2 / (1 / base + 1 / novel))):
-        assert averages[classes] == pytest.approx([values.mean(), values.std(ddof=1)])
-        assert f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" in out
+        assert re.search(rf"{classes} +{values.mean():.1f} ± {values.std(ddof=1):.1f}( |$)", out, re.MULTILINE)
     assert results["arguments"]["split"] == [1, 2, 3]
 
 
@@ -118,8 +117,6 @@ def test_worst_classes_are_those_of_a_plain_count():
         i = names.index(row["class"])
         assert row["count"] == (labels == i).sum()
         assert row["top1"] == pytest.approx(100 * expected[i, i] / row["count"])
-        others = {name: expected[i, j] for j, name in enumerate(names) if j != i}
-        assert others[row["taken_for"]] == max(others.values())
 
 
 def test_nan_and_ties_are_wrong_and_five_of_three_classes_are_right():
@@ -174,26 +171,22 @@ def test_attention_equals_that_of_transformers():
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         layers = reference.vision_model(images, output_attentions=True).attentions
-    flow = torch.eye(17).repeat(2, 1, 1)
-    for layer in layers:
-        flow = torch.bmm(0.5 * layer.mean(1) + 0.5 * torch.eye(17), flow)
-    for ours, theirs in zip(evaluate.attention(model, images), (layers[-1].mean(1), flow)):
-        patches = theirs[:, 0, 1:]
-        expected = patches / patches.max(dim=1, keepdim=True).values
-        torch.testing.assert_close(ours.flatten(1), expected, atol=1e-4, rtol=1e-4)
+    patches = layers[-1].mean(1)[:, 0, 1:]
+    expected = patches / patches.max(dim=1, keepdim=True).values
+    torch.testing.assert_close(evaluate.attention(model, images).flatten(1), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_prompts_are_no_part_of_the_attention_picture():
     model = clip.load("tiny")
     model.set_prompts(torch.randn(3, 5, 128), None)
-    assert evaluate.attention(model, torch.randn(2, 3, 64, 64)).shape == (2, 2, 4, 4)
+    assert evaluate.attention(model, torch.randn(2, 3, 64, 64)).shape == (2, 4, 4)
 
 
 def test_attention_and_embeddings_are_drawn_and_saved(run, tuned, tmp_path):
     run("evaluate.py", "--weights", tuned, "--embeddings", "--attention", "--out", tmp_path)
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert [name.split("-")[0] for name in pictures] == ["attention"] * 3 + ["embeddings.png"]
-    assert Image.open(tmp_path / pictures[0]).size == (210 + 4 * 146, 5 * 146)  # frames, and two maps of two models
+    assert Image.open(tmp_path / pictures[0]).size == (210 + 4 * 146, 3 * 146)  # frames, and two models
     saved = np.load(tmp_path / "embeddings.npz")
     assert saved["models"].tolist() == ["tiny", str(tuned)]
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
@@ -241,9 +234,10 @@ def test_own_videos_are_labelled_on_the_screen_and_in_a_table(run, clips, tmp_pa
     assert rows[str(tmp_path / "frames")]["label"] == rows[str(tmp_path / names[of] / last.name)]["label"]
     path = next(iter(rows))
     out = run(*arguments, path, "--labels", ", ".join(names), "--attention")
-    bars = [line for line in out.splitlines() if "█" in line]
-    assert bars[0].endswith(f"  {rows[path]['label']}")
-    assert Image.open(tmp_path / "attention.png").size == (210 + 4 * 146, 3 * 146)
+    answers = [re.split(" {2,}", line.strip())[1] for line in out.splitlines() if line.endswith(path)]
+    assert answers[0] == rows[path]["label"]
+    assert sorted(answers) == sorted(names)
+    assert Image.open(tmp_path / "attention.png").size == (210 + 4 * 146, 2 * 146)
 
 
 @pytest.mark.parametrize(("text", "expected"), [
