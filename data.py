@@ -11,7 +11,6 @@ device. A data set is a list of (path, label) and a list of class names: see `uc
 """
 import argparse
 import contextlib
-import copy
 import csv
 import errno
 import functools
@@ -81,13 +80,13 @@ def read_video(path, num_samples, rng=None, short_side=None):
     names: uint8 [T, 3, h, w], RGB, upright; `sample_frames` says which.
 
     Frames over twice as large as `short_side` (pixels) are reduced to it on the way, which saves time and memory.
-    Raises UserError with the reason if no frame can be read or the file asks for too much.
+    Raises UserError, "path: reason", if no frame can be read or the file asks for too much.
     """
     path = Path(path)
     try:
         frames = (read_images if path.is_dir() else decode_video)(path, num_samples, rng, short_side)
-    except (av.error.FFmpegError, OSError) as error:
-        raise UserError(getattr(error, "strerror", None) or str(error)) from error
+    except (UserError, av.error.FFmpegError, OSError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
@@ -151,7 +150,7 @@ def decode_video(path, num_samples, rng, short_side):
         groups, count = group_packets(packets), sum(not packet.is_discard for packet in packets)
         size = reduced_size(codec.height, codec.width, short_side)
         while count:
-            indices = sample_frames(count, num_samples, copy.deepcopy(rng)).tolist()
+            indices = sample_frames(count, num_samples, rng).tolist()
             found, decoded = decode(codec, groups, set(indices), size)
             if len(found) == len(set(indices)):
                 return [found[i] for i in indices]
@@ -698,7 +697,7 @@ class VideoDataset(torch.utils.data.Dataset):
             try:
                 return self.read_clip(epoch, index), self.labels[index], index, "\n".join(errors)
             except UserError as error:
-                errors.append(f"{self.paths[index]}: {error}")
+                errors.append(str(error))
             if self.train:
                 index = (index + 1) % len(self)
         views = () if self.train else (math.prod(self.views),)

@@ -106,6 +106,25 @@ def test_without_augmentation_training_clips_are_as_in_evaluation(ucf101):
     assert not torch.equal(clips, plain)
 
 
+def test_frames_and_crop_of_a_training_clip_are_independent_in_files_and_folders(tmp_path):
+    """The video shows its numbers: red is that of the frame, green that of the column."""
+    frames = np.zeros((20, 48, 64, 3), np.uint8)
+    frames[..., 0], frames[..., 1] = np.arange(20)[:, None, None], 3 * np.arange(64)
+    path = write_video(tmp_path / "video.mkv", frames)
+    (tmp_path / "frames").mkdir()
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / "frames" / f"{i}.png")
+    clips = data.VideoDataset([(path, 0), (tmp_path / "frames", 0)], 2, 48, train=True)
+    seen = set()
+    for epoch in range(400):
+        clip = clips[epoch, 0][0]
+        first, width = int(clip[0, 0, 0, 0]), int(clip[0, 1, 0].max()) - int(clip[0, 1, 0].min())
+        seen.add((first, min((48, 42, 36, 32), key=lambda size: abs(3 * (size - 1) - width))))
+    assert len(seen) == 10 * 4
+    clips.paths = clips.paths[::-1]
+    assert torch.equal(clips[399, 0][0], clip)
+
+
 def jitter_written_out(clip, seed, epoch, index):
     """torchvision's steps on each frame, with the numbers that its own transforms draw for the clip."""
     with torch.random.fork_rng():
