@@ -401,8 +401,8 @@ def read_labels(labels):
     else:
         names = filter(None, map(str.strip, re.split(r"[,\n]", text)))
     names = list({" ".join(name.lower().split()): name for name in names}.values())  # as the tokenizer sees them
-    if not names:
-        raise UserError(f"--labels {text!r} names nothing")
+    if len(names) < 2:
+        raise UserError(f"--labels {text!r} names {len(names)} classes; it takes two to tell them apart")
     return names
 
 
