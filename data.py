@@ -391,16 +391,17 @@ def index_videos(folder):
 
 def find_listed(root, names, unique):
     """The path below `root` of a video that is listed by one of some names, or None: as it stands there or, if that is
-    not on disk, with another ending, in other capitals or Unicode characters; in another folder if its name is listed
-    without one, if it is in `root` itself, or if all names are `unique`."""
-    names = [name.replace("\\", "/") for name in names]
-    for path in (root / name for name in names):
+    not on disk, with another ending, in other capitals or Unicode characters; in another folder if that is below the
+    listed one, if it is `root` itself, or if all names are `unique`."""
+    paths = [root / name.replace("\\", "/") for name in names]
+    for path in paths:
         if path.exists():
             return path
-    for *_, folder, file in (("", *name.split("/")) for name in names):
-        found = index_videos(root).get(match_key(file), [])
-        same = [path for path in found if match_key(path.parent.name) == match_key(folder)]
-        if same or len(found) == 1 and (unique or not folder or found[0].parent == root):
+    for path in paths:
+        folder = path.parent if path.is_relative_to(root) and path.parent.is_dir() else root
+        found = index_videos(folder).get(match_key(path.name), [])
+        same = [other for other in found if match_key(other.parent.name) == match_key(path.parent.name)]
+        if same or len(found) == 1 and (unique or folder == path.parent or found[0].parent == root):
             return (same or found)[0]
     return None
 
@@ -775,13 +776,10 @@ class Parser(argparse.ArgumentParser):
 
 def at_least(minimum, kind=int, maximum=math.inf):
     """A type for argparse: a finite number of `kind` from `minimum` to `maximum`."""
-
     def number(text):
-        with contextlib.suppress(ValueError):
-            if minimum <= kind(text) <= maximum and math.isfinite(kind(text)):
-                return kind(text)
-        bounds = f"from {minimum} " + ("on" if maximum == math.inf else f"to {maximum}")
-        raise argparse.ArgumentTypeError(f"{text} is not a {'whole ' * (kind is int)}number {bounds}")
+        if not minimum <= kind(text) <= maximum or math.isinf(kind(text)):  # NaN is in no range
+            raise argparse.ArgumentTypeError(f"{text} is not in the range from {minimum} to {maximum}")
+        return kind(text)
 
     return number
 
@@ -830,9 +828,14 @@ def tell_left_from_right(names):
     return any(re.search(r"\b(left|right)\b", name) for name in names)
 
 
+def rank():
+    """The number of this process, one of torchrun's; 0 is the main one, which prints and writes."""
+    return int(os.environ.get("RANK", 0))
+
+
 def say(text=""):
     """Prints a line, in the main process only, above a progress bar if there is one."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if rank() == 0:
         tqdm.write(str(text))
 
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import clip
 import data
-from data import UserError, say
+from data import UserError, rank, say
 
 # ---- Flags, processes and precision, for all scripts ----------------------------------------------------------------
 
@@ -109,11 +109,6 @@ def finish():
     """Leaves the other processes, if there are any."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def rank():
-    """The number of this process; 0 is the main one, which prints and writes."""
-    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def gather(rows):

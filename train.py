@@ -31,7 +31,7 @@ from tqdm import tqdm
 import clip
 import data
 import evaluate
-from data import UserError, say
+from data import UserError, rank, say
 
 # The zero-shot row of the paper's experiments, and what suits a model of a hundredth of the size
 PAPER = dict(frames=32, batch_size=256, epochs=10, warmup_epochs=5.0, lr=8e-6, augment="mix",
@@ -116,7 +116,7 @@ def make_folder(args):
         name = Path(args.data or args.train_list).stem
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         args.out = next(Path("runs") / name for name in names if not (Path("runs") / name).exists())
-    if evaluate.rank() == 0:
+    if rank() == 0:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "args.json").write_text(json.dumps(vars(args), indent=1, default=str) + "\n", encoding="utf-8")
         if args.resume:
@@ -131,7 +131,7 @@ def save(path, model, args, optimizer, scaler, state):
                "fusion": model.fusion, "args": vars(args) | {"out": str(args.out), "resume": None}, **vars(state)}
     if optimizer:
         content |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-    if evaluate.rank() == 0:
+    if rank() == 0:
         temporary = path.with_suffix(".tmp")
         try:
             torch.save(content, temporary)
@@ -144,7 +144,7 @@ def save(path, model, args, optimizer, scaler, state):
 def log(args, **record):
     """Appends a record to log.jsonl, in the main process. A resumed run repeats the steps after its checkpoint: of each
     step the last record counts."""
-    if evaluate.rank() == 0:
+    if rank() == 0:
         with open(args.out / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -270,7 +270,7 @@ def train(args, prepare):
     Returns the state at the end.
     """
     device = evaluate.start(args)
-    rank, world = evaluate.rank(), args.world
+    world = args.world
 
     # The videos and their classes, and what is trained on them
     train_samples, classes = data.load_samples(args, train=True)
@@ -289,12 +289,12 @@ def train(args, prepare):
     # The order in which the videos are read, the workers that read them, and the class names
     clips = data.VideoDataset(train_samples, args.frames, model.image_size, train=True, seed=args.seed,
                               flip=not data.tell_left_from_right(classes), augment=args.augment)
-    batches = data.TrainingBatches(len(clips), args.batch_size, args.seed, rank, world, args.micro_batch)
+    batches = data.TrainingBatches(len(clips), args.batch_size, args.seed, rank(), world, args.micro_batch)
     loader = data.make_loader(clips, batches, args.workers)
     tokens = evaluate.class_tokens(model, classes, args.template)  # [C, L]
     micro_steps = args.batch_size // world // args.micro_batch
     describe(args, model, classes, len(train_samples), len(val_samples))
-    bar = tqdm(total=args.epochs * steps_per_epoch, initial=state.step, disable=rank > 0 or None, bar_format=BAR)
+    bar = tqdm(total=args.epochs * steps_per_epoch, initial=state.step, disable=rank() > 0 or None, bar_format=BAR)
     saved = time.perf_counter()
 
     for epoch in range(state.epoch, args.epochs):
@@ -320,7 +320,7 @@ def train(args, prepare):
                     video = data.change_colors(video, args.seed, epoch, index.tolist())
                 video, target = model.normalize(video), F.one_hot(label, len(classes)).float()
                 if args.augment == "mix":
-                    first_group = (rank * micro_steps + i) * args.micro_batch // data.GROUP
+                    first_group = (rank() * micro_steps + i) * args.micro_batch // data.GROUP
                     video, target = data.mix(video, target, args.seed, state.step, first_group)
 
                 # Forward, loss, backward: gradients add up, and DDP averages them over the processes in the last one

@@ -27,9 +27,10 @@ def only_line(name, errors):
 
 @pytest.mark.parametrize(("arguments", "status", "message"), [
     (["train.py", "--frobnicate"], 2, "unrecognized arguments: --frobnicate"),
-    (["train.py", "--epochs", "0"], 2, "--epochs: 0 is not a whole number from 1 on"),
-    (["train.py", "--lr", "fast"], 2, "--lr: fast is not a number from 0 on"),
-    (["train.py", "--lr", "nan"], 2, "--lr: nan is not a number"),
+    (["train.py", "--epochs", "0"], 2, "--epochs: 0 is not in the range from 1 to inf"),
+    (["train.py", "--lr", "fast"], 2, "--lr: invalid number value: 'fast'"),
+    (["train.py", "--lr", "nan"], 2, "--lr: nan is not in the range from 0 to inf"),
+    (["train.py", "--lr", "inf"], 2, "--lr: inf is not in the range from 0 to inf"),
     (["train.py", "--data", "nosuch"], 2, "--data: 'nosuch' is neither a folder nor one of toy, ucf101,"),
     (["train.py", "--template", "a photo", "--out", "{}"], 1, "the template 'a photo' has no {} for the class name"),
     (["evaluate.py", "--template", "a photo"], 1, "the template 'a photo' has no {} for the class name"),
@@ -53,7 +54,7 @@ def only_line(name, errors):
     (["evaluate.py", "--zero-shot", "--weights", "tiny"], 2, "--zero-shot is about plain CLIP"),
     (["evaluate.py", "--weights", "LICENSE"], 1, "LICENSE is damaged or not a file of weights"),
     (["evaluate.py", "--blend", "0.5"], 2, "--blend needs --weights"),
-    (["evaluate.py", "--blend", "2", "--weights", "tiny"], 2, "--blend: 2 is not a number from 0 to 1"),
+    (["evaluate.py", "--blend", "2", "--weights", "tiny"], 2, "--blend: 2 is not in the range from 0 to 1"),
     (["evaluate.py", "--video", "x.mp4"], 2, "--video needs --labels"),
     (["evaluate.py", "--video", "x", "--labels", "a", "--model", "tiny"], 1, "x: No such file or directory"),
     (["evaluate.py", "--video", "{empty}", "--labels", "a", "--model", "tiny"], 1, "empty: no video is in there"),

@@ -161,9 +161,8 @@ def test_the_four_models_are_those_of_open_clip(name, tmp_path, monkeypatch):
         frames, text = theirs.encode_image(video[0]), theirs.encode_text(F.pad(tokens, (0, 77 - tokens.shape[1])))
         logits = theirs.logit_scale.exp() * F.cosine_similarity(frames.mean(0)[None], text)
         assert distance(ours.encode_image(video[0]), frames) < 1e-5
-        assert distance(ours.encode_video(video), frames.mean(0)[None]) < 1e-5
         assert distance(ours.encode_text(tokens), text) < 1e-5
-        assert distance(ours(video, tokens), logits[None]) < 1e-5
+        assert distance(ours(video, tokens), logits[None]) < 1e-5  # by encode_video
 
 
 @torch.no_grad()

@@ -333,6 +333,14 @@ def test_listed_videos_are_found_under_the_names_that_they_have(name, lists, fil
     assert capsys.readouterr().out == ""
 
 
+def test_of_two_copies_that_in_the_listed_folder_is_taken(here):
+    """Kinetics in its own size and reduced, side by side."""
+    write(here / "val.csv", CSV.format(20))
+    for folder in ("val", "val_256"):
+        write(here / folder / "a" / f"{ID}.mp4")
+    assert found(load("k400", here)[0], here) == [(f"val/a/{ID}.mp4", 0)]
+
+
 def test_own_videos_may_lie_at_any_depth_in_classes_that_are_links_and_written_in_two_ways(put, here):
     put(f"own/train/{NFD}", "elsewhere/1.mp4", "elsewhere/bob/2024/01/1.mp4", "elsewhere/bob/clip/1.jpg")
     (here / "own/val").mkdir()
