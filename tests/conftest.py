@@ -25,6 +25,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests run at once as there ar
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """The file that takes longest goes first, or one process would be left with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_scripts.py")
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
     """A home directory whose cache holds OpenAI's vocabulary, from open_clip's wheel, and no weights."""
