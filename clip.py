@@ -15,6 +15,7 @@ import errno
 import gzip
 import html
 import http.client
+import itertools
 import pickle
 import sys
 import warnings
@@ -69,7 +70,7 @@ class Tokenizer:
         parts = [self.character[byte] for byte in word.encode()]
         parts[-1] += "</w>"
         while len(parts) > 1:
-            best = min(zip(parts, parts[1:]), key=lambda pair: self.rank.get(pair, len(self.rank)))
+            best = min(zip(parts, parts[1:]), key=lambda pair: self.rank.get(pair, float("inf")))
             if best not in self.rank:
                 break
             joined, i = [], 0
@@ -211,7 +212,7 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.tokenizer = Tokenizer(read_merges(vocab_size), context_length)
         self.set_prompts(None, None)
-        # Not persistent: a state dict has OpenAI's entries and no others. On the CPU: `load` builds on the device meta.
+        # persistent=False keeps the entries of the state dict OpenAI's. device="cpu": `load` builds on the meta device.
         self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073], device="cpu"), persistent=False)
         self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711], device="cpu"), persistent=False)
         self.template, self.fusion = "{}", "embedding"
@@ -253,14 +254,15 @@ class CLIP(nn.Module):
         return x[torch.arange(len(x), device=x.device), end] @ self.text_projection
 
     def logits(self, images, texts):
-        """Scaled cosines of image or video embeddings [..., D] and text embeddings [C, D]: [..., C]. Computed in
-        float32: in bfloat16 a logit near 30 would only be good to 0.1."""
+        """Scaled cosines of embeddings of images or videos [..., D] and of texts [C, D]: [..., C]. Computed in float32:
+        in bfloat16 a logit near 30 would only be good to 0.1."""
         with torch.autocast(images.device.type, enabled=False):
             images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
             return self.logit_scale.float().exp() * images @ texts.T
 
     def forward(self, video, tokens):
-        """Videos [B, T, 3, S, S] and the tokens [C, L] of the class names to logits [B, C]."""
+        """Videos [B, T, 3, S, S] and the tokens [C, L] of the class names to logits [B, C], or [B * T, C] in training
+        with the fusion "image"."""
         text = self.encode_text(tokens)
         if self.fusion == "embedding":
             return self.logits(self.encode_video(video), text)
@@ -344,10 +346,7 @@ class SafePickle:
     """What `torch.load` needs of its `pickle_module`."""
 
     Unpickler = Unpickler
-
-    @staticmethod
-    def load(file, **options):
-        return Unpickler(file, **options).load()
+    load = staticmethod(lambda file, **options: Unpickler(file, **options).load())
 
 
 def unpack(path):
@@ -368,9 +367,9 @@ def unpack(path):
         raise InputError(f"{path} is damaged or not a file of weights") from error
 
 
-# A name that only models of each kind have; what is before it, such as "module.", is before all names of the model.
-OURS, HUGGING_FACE, VIFI_CLIP = MARKS = (
-    "visual.class_embedding", "vision_model.embeddings.class_embedding", "image_encoder.class_embedding")
+# Each kind of model has one of these names. What precedes it, such as "module.", precedes all names of the model.
+HUGGING_FACE, VIFI_CLIP = "vision_model.embeddings.class_embedding", "image_encoder.class_embedding"
+MARKS = ("visual.class_embedding", HUGGING_FACE, VIFI_CLIP)
 SUPPORTED = ("supported are CLIPs with a ViT of OpenAI, OpenCLIP and Hugging Face, and checkpoints of ours and of the "
              "original ViFi-CLIP")
 
@@ -390,16 +389,15 @@ def find_state(path, content):
     names = [str(name) for state in states for name in state]
     kinds = {"message_": "an X-CLIP, which has layers across time", "layer1.0.conv1.weight": "a CLIP with a ResNet",
              "vision_model.head": "a SigLIP", "visual.trunk": "a SigLIP or another model of timm"}
-    kind = next((kind for part, kind in kinds.items() if any(part in name for name in names)), None)
-    for state in states:
-        marked = [(name, mark) for name in state for mark in MARKS if str(name).endswith(mark)]
-        if marked and not kind:
-            name, mark = marked[0]
-            prefix = name.removesuffix(mark)
-            return {key.removeprefix(prefix).removeprefix("text."): value for key, value in state.items()
-                    if torch.is_tensor(value)}, mark
-    found = f"{kind or 'something else'} ({', '.join(name[:30] for name in names[:2])}, ...)"
-    raise InputError(f"{path} holds {found if names else 'no state dict'}; {SUPPORTED}")
+    kind = next((kind for part, kind in kinds.items() if any(part in name for name in names)), "something else")
+    for state in states if kind == "something else" else ():
+        for name, mark in itertools.product(state, MARKS):
+            if str(name).endswith(mark):
+                prefix = name.removesuffix(mark)
+                return {key.removeprefix(prefix).removeprefix("text."): value for key, value in state.items()
+                        if torch.is_tensor(value)}, mark
+    found = f"{kind} ({', '.join(name[:30] for name in names[:2])}, ...)" if names else "no state dict"
+    raise InputError(f"{path} holds {found}; {SUPPORTED}")
 
 
 # OpenAI's names for parts of the names in Hugging Face's CLIPModel, to be replaced in this order
@@ -449,9 +447,8 @@ def from_vifi_clip(state, base):
                 layers.append(state[name])
             ours[prompts] = torch.stack(layers)
     if base is None:
-        width_and_positions = ours["visual.positional_embedding"].shape[::-1]
-        base = {(768, 50): "ViT-B/32", (768, 197): "ViT-B/16", (1024, 257): "ViT-L/14",
-                (1024, 577): "ViT-L/14@336px"}.get(width_and_positions)
+        positions = len(ours["visual.positional_embedding"])
+        base = {50: "ViT-B/32", 197: "ViT-B/16", 257: "ViT-L/14", 577: "ViT-L/14@336px"}.get(positions)
         if base is None:
             raise InputError("a checkpoint of the original ViFi-CLIP needs the CLIP that it was made from as `base`")
     ours["token_embedding.weight"] = read(base)["model"]["token_embedding.weight"]
@@ -466,7 +463,8 @@ IMAGENET = {"mean": torch.tensor([0.485, 0.456, 0.406]), "std": torch.tensor([0.
 def read(weights, base=None):
     """The content of a file of weights: a dict with the state dict, in OpenAI's names, as "model", and of a checkpoint
     of ours also what is in MORE. Arguments and errors are those of `load`."""
-    path = fetch(MODELS[weights]) if "://" in MODELS.get(weights, "") else Path(MODELS.get(weights, weights))
+    place = MODELS.get(weights, weights)
+    path = fetch(place) if str(place).startswith("https://") else Path(place)
     if not path.is_file():
         message = f"this is neither a file nor a model; the models are {', '.join(MODELS)}"
         raise FileNotFoundError(errno.ENOENT, message, str(path))
@@ -525,6 +523,7 @@ def load(weights, device="cpu", base=None, image_size=None):
     except (KeyError, ValueError, IndexError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else "visual.conv1.weight or another has a wrong shape"
         raise InputError(f"{weights} holds no whole CLIP: {what}; {SUPPORTED}") from error
+    # Wider ones, such as ViT-H-14 (1280), have heads of 80 and more
     if sizes["vision_width"] > 1024 or sizes["vision_width"] % 64 or sizes["text_width"] % 64:
         raise InputError(f"{weights} holds a CLIP whose encoders are {sizes['vision_width']} and {sizes['text_width']} "
                          "wide; its heads are not 64 wide, and those of this project are")
@@ -541,7 +540,8 @@ def load(weights, device="cpu", base=None, image_size=None):
     wrong = [name for name, shape in shapes.items() if name not in state or state[name].shape != shape]
     wrong += [name for name in state if ".resblocks." in name and name not in shapes]  # adapters, layers across time
     if wrong:
-        raise InputError(f"{weights} holds no whole CLIP, or another kind: see {wrong[0][:60]}; {SUPPORTED}")
+        raise InputError(f"{weights} holds no whole CLIP, or another kind: {wrong[0][:60]} is missing, of "
+                         f"another shape or unknown; {SUPPORTED}")
     damaged = next((name for name in shapes if not state[name].isfinite().all()), None)
     if damaged:
         raise InputError(f"{weights} is damaged: {damaged} has values that are not finite")

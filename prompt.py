@@ -6,8 +6,8 @@ tokens, P_v and P_t, n_ctx of each, that take part in attention like all others:
     image encoder, layer i    [class | patches of a frame | P_v,i]
     text encoder, layer i     [start | P_t,i | class name | end]
 
-In each of the first `depth` layers they are new; after that they go through the layers as they come out of the last of
-these. They are the only parameters, and the loss is that of train.py:
+Each of the first `depth` layers has its own; deeper layers treat them like all other tokens. They are the only trained
+parameters, and the loss is that of train.py:
 
     logits = exp(logit_scale) * cos(mean over time of encode_image(frames, P_v), encode_text("{class}.", P_t))
 
@@ -36,8 +36,8 @@ TINY = dict(frames=8, batch_size=8, epochs=20, warmup_epochs=2.0, lr=8e-3, augme
 
 def make_prompts(model, ctx, depth, seed):
     """New prompts for both encoders, tensors [depth, n_ctx, width] or None where n_ctx is 0; ctx and depth are
-    (vision, text). Normal with std 0.02, but as few text prompts as "a photo of a" has tokens (four with OpenAI's
-    vocabulary) start in the first layer as its words."""
+    (vision, text). Normal with std 0.02. If there are no more text prompts than "a photo of a" has tokens (four with
+    OpenAI's vocabulary), those of the first layer start as its words."""
     generator = torch.Generator().manual_seed(seed)
     words = model.token_embedding(model.tokenizer(["a photo of a"]).to(model.logit_scale.device))[0, 1:-1].detach()
     prompts = []
@@ -55,12 +55,12 @@ def prepare(model, args, new):
         if model.visual_prompts is not None or model.text_prompts is not None:
             raise UserError(f"{args.weights} has prompts already: give the weights that they were learned for")
         if args.ctx[1] > len(model.positional_embedding) // 2:
-            raise UserError(f"--ctx {args.ctx[1]} for the text leaves no room for class names in "
-                            f"{len(model.positional_embedding)} positions")
-        for encoder, depth, layers in zip(("vision", "text"), args.depth, (
-                len(model.visual.transformer.resblocks), len(model.transformer.resblocks))):
-            if depth > layers:
-                raise UserError(f"--depth {depth}: the {encoder} encoder has {layers} layers")
+            raise UserError(f"--ctx {args.ctx[1]}: too many text prompts for the {len(model.positional_embedding)} "
+                            "positions of the text encoder")
+        layers = len(model.visual.transformer.resblocks), len(model.transformer.resblocks)
+        if args.depth[0] > layers[0] or args.depth[1] > layers[1]:
+            raise UserError(f"--depth {args.depth[0]} {args.depth[1]}: the encoders have {layers[0]} and {layers[1]} "
+                            "layers")
         model.set_prompts(*make_prompts(model, args.ctx, args.depth, args.seed))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in ("visual_prompts", "text_prompts"))
