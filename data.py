@@ -51,7 +51,7 @@ def sample_frames(num_frames, num_samples, rng=None):
 
         training (rng, a numpy Generator):  i * (n // T) + a random number below n // T,  for i = 0 ... T - 1
         training, n < T:                    round(i * n / T), all frames with repetitions
-        test (no rng):                      floor(i * n / T + n / 2T), the middle of segment i
+        test (no rng):                      floor(i * n / T + n / (2 T)), the middle of segment i
 
     As in the original code, all are taken modulo n: a short video may end with its first frame.
     """
@@ -156,7 +156,9 @@ def decode_video(path, num_samples, rng, short_side):
                 return [found[i] for i in indices]
             # Decoding gave fewer frames than there are packets. Decode all as one group to know how many there are, and
             # then apply the rule again to that number.
-            count, groups = decoded if len(groups) == 1 else count, [packets]
+            if len(groups) == 1:
+                count = decoded
+            groups = [packets]
     raise UserError("no frame of it can be decoded")
 
 
@@ -199,16 +201,18 @@ def decode(codec, groups, wanted, size):
     for group in groups:
         # The first frames of a video may only be there to decode the others: they are discarded
         first, end = end, end + sum(not packet.is_discard for packet in group)
-        left = {i for i in wanted if first <= i < end}
-        for number, frame in enumerate(decode_group(codec, group) if left else (), first):
+        missing = {i for i in wanted if first <= i < end}
+        if not missing:
+            continue
+        for number, frame in enumerate(decode_group(codec, group), first):
             pixels += frame.height * frame.width
             if pixels > MAX_DECODED:
                 raise UserError("it takes too long to decode; cut it into clips")
-            if number in left:
+            if number in missing:
                 picture = reformatter.reformat(frame, size[1], size[0], "rgb24", interpolation="AREA")
                 found[number] = upright(picture.to_ndarray(), frame)
-                left.remove(number)
-                if not left:
+                missing.remove(number)
+                if not missing:
                     break
     return found, number + 1
 
@@ -234,8 +238,8 @@ def upright(picture, frame):
 
 # ---- Crops ----------------------------------------------------------------------------------------------------------
 
-# The short side that the crops are cut from, for an input of one pixel. A crop does not resize to it first, but cuts
-# the same part out of the video as it is: one interpolation.
+# The short side of the video, where the input has 1: crops are cut from 256 pixels for an input of 224. The video is
+# not resized to it first: the same part is cut out of it as it is, with one interpolation.
 SHORT_SIDE = 256 / 224
 
 
@@ -305,15 +309,15 @@ def mix(video, target, seed, step, first=0):
     """
     videos, targets = [], []
     for g, (x, y) in enumerate(zip(video.split(GROUP), target.split(GROUP)), first):
-        rng = np.random.default_rng([seed, step, g])
+        rng = np.random.default_rng([seed, step, g, 2])  # 2: not the numbers of crops (none) or colours (1)
         partner, side = rng.permutation(GROUP).tolist(), x.shape[-1]
         if rng.uniform() < 0.5:
             share = rng.beta(0.8, 0.8)
             x = x[partner].lerp_(x, share)
         else:
             half, center = math.sqrt(1 - rng.beta(1, 1)) / 2, rng.uniform(size=2)
-            corners = ((center + [[-half], [half]]).clip(0, 1) * side).astype(int)
-            (top, left), (bottom, right) = corners.tolist()
+            top, left = ((center - half).clip(0, 1) * side).astype(int).tolist()
+            bottom, right = ((center + half).clip(0, 1) * side).astype(int).tolist()
             mixed = x.clone()
             mixed[..., top:bottom, left:right] = x[partner][..., top:bottom, left:right]
             x, share = mixed, 1 - (bottom - top) * (right - left) / side ** 2
@@ -344,7 +348,8 @@ def match_key(name):
 
 
 def walk(folder, above=()):
-    """`find_videos`, with the files that are passed over: two lists. `above` are the real folders on the way here."""
+    """The videos below a folder, as in `find_videos`, and the files that are passed over: two lists. `above` are the
+    real folders on the way here."""
     videos, others, images, above = [], [], [], above or (folder.resolve(),)
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -357,8 +362,9 @@ def walk(folder, above=()):
         if entry.is_dir():
             real = path.resolve() if entry.is_symlink() else above[-1] / entry.name
             if real not in above and not above[0].is_relative_to(real):  # no link back to where it is
-                for found, more in zip((videos, others), walk(path, (*above, real))):
-                    found += more
+                more_videos, more_others = walk(path, (*above, real))
+                videos += more_videos
+                others += more_others
         elif path.suffix.lower() in IMAGE_FILES:
             images.append(path)
         else:
@@ -374,9 +380,9 @@ def find_videos(path):
         return [path]
     videos, others = walk(path)
     if others:
-        say(f"{path}: passed over {len(others)} (no videos), such as {others[0].relative_to(path)}")
+        say(f"{path}: passed over {len(others)} files that are no videos, such as {others[0].relative_to(path)}")
     if not videos:
-        raise UserError(f"{path}: no video is in there")
+        raise UserError(f"{path} contains no video")
     return videos
 
 
@@ -415,14 +421,14 @@ def read_text(path):
         raise UserError(f"{path}, line {line}: this is not UTF-8; save the file in that encoding") from error
 
 
-def read_lines(path, pattern, form, skip="(?!)"):
+def read_lines(path, pattern, form, skip=None):
     """The lines of a text file: for each its place, for messages, and the groups of a regular expression. Blank lines
     and those like `skip` are left out; any other raises UserError, which says what is expected, the `form`."""
     for number, line in enumerate(map(str.strip, read_text(path).splitlines()), 1):
         match, where = re.fullmatch(pattern, line), f"{path}, line {number}: {line[:100]!r}"
         if match:
             yield where, match.groups()
-        elif line and not re.match(skip, line, re.IGNORECASE):
+        elif line and not (skip and re.match(skip, line, re.IGNORECASE)):
             raise UserError(f"{where}: expected {form}")
 
 
@@ -430,16 +436,17 @@ def read_csv(path, *columns):
     """The `columns` of a CSV with headings, whose case and order do not matter, split by commas, semicolons or tabs:
     for each row its place, for messages, and a list of str."""
     text = read_text(path).splitlines() or [""]
-    rows = csv.reader(text, delimiter=max(",;\t", key=text[0].count), skipinitialspace=True, strict=True)
-    headings, row = [name.strip().lower() for name in next(rows, [])], []
+    form = dict(delimiter=max(",;\t", key=text[0].count), skipinitialspace=True)
+    headings = [name.strip().lower() for name in next(csv.reader(text[:1], **form), [])]
     if not set(columns) <= set(headings):
         raise UserError(f"{path}, line 1: {text[0][:100]!r}: expected a line with the headings {','.join(columns)}")
+    rows, row = csv.reader(text[1:], strict=True, **form), []
     try:
         for row in filter(any, rows):
-            yield f"{path}, line {rows.line_num}: {','.join(row)!r}", [row[headings.index(c)].strip() for c in columns]
-    except (ValueError, IndexError, csv.Error) as error:  # csv.Error: a quotation mark that is not closed
-        where = f"{path}, line {rows.line_num}: {','.join(row)[:100]!r}"
-        raise UserError(f"{where}: expected {','.join(columns)}") from error
+            where = f"{path}, line {rows.line_num + 1}: {','.join(row)[:100]!r}"
+            yield where, [row[headings.index(column)].strip() for column in columns]
+    except (IndexError, csv.Error) as error:  # csv.Error: a quotation mark that is not closed
+        raise UserError(f"{path}, line {rows.line_num + 1}: expected {','.join(columns)}") from error
 
 
 def read_names(path):
@@ -448,10 +455,10 @@ def read_names(path):
     if str(path).endswith(".csv"):
         rows = read_csv(path, "id", "name")
     else:
-        lines = [line for _, (line,) in read_lines(path, r"([^\[\]{},;\t\0]+)", form)]
-        numbered = all(re.match(r"[0-9]+\s+\S", line) for line in lines)
-        rows = [(f"{path}, line {i + 1}", line.split(maxsplit=1) if numbered else (str(i), line))
-                for i, line in enumerate(lines)]
+        lines = list(read_lines(path, r"([^\[\]{},;\t\0]+)", form))
+        numbered = all(re.match(r"[0-9]+\s+\S", line) for _, (line,) in lines)
+        rows = [(where, line.split(maxsplit=1) if numbered else (str(i), line))
+                for i, (where, (line,)) in enumerate(lines)]
     for where, (number, name) in rows:
         if not number.isdecimal() or int(number) in names or not name:
             raise UserError(f"{where}: expected {form}")
@@ -474,8 +481,9 @@ def read_json(path):
 
 
 def words(name):
-    """A class name in camel case, with underscores or hyphens, as CLIP reads it best: "ApplyEye" -> "apply eye"."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]", " ", unicodedata.normalize("NFC", name)).lower()
+    """A class name in camel case, with underscores or hyphens, as CLIP reads it best: "FlipAnEgg" -> "flip an egg"."""
+    name = unicodedata.normalize("NFC", name)
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[_-]+", " ", name).lower()
 
 
 def ucf101(root, split, train):
@@ -559,9 +567,9 @@ def folder(root, split, train):
     classes = [path.name for path in sorted(known.iterdir()) if path.is_dir() and not JUNK.match(path.name)]
     label, rows = {match_key(name): i for i, name in enumerate(classes)}, []
     for video in find_videos(half):
+        if half in (video, video.parent):
+            raise UserError(f"{video} belongs in the folder of a class, frames in a folder of their own below that")
         name = match_key(video.relative_to(half).parts[0])
-        if video.parent == half:
-            raise UserError(f"{video} is in no folder of a class, or is one that holds the frames of several videos")
         if name not in label:
             raise UserError(f"{video} is of a class that {known} lacks")
         rows.append((str(video.relative_to(root)), label[name]))
@@ -573,8 +581,10 @@ DATASETS = {"toy": toy_ucf101, "ucf101": ucf101, "hmdb51": hmdb51, "k400": kinet
 
 def root_of(args):
     """The folder of a data set: --root, or where it is by default."""
-    default = {"toy": toy.draw.CACHE, None: Path()}.get(args.data) or Path("datasets") / args.data
-    return Path(args.root or (default if args.data in (None, *DATASETS) else args.data)).absolute()
+    default = args.data or ""
+    if args.data in DATASETS:
+        default = toy.draw.CACHE if args.data == "toy" else Path("datasets") / args.data
+    return Path(args.root or default).absolute()
 
 
 def read_list(path, labels):
@@ -582,7 +592,7 @@ def read_list(path, labels):
     names, rows = read_names(labels), []
     form, skip = "'path label', the label a number", "# |.*(path|file|video).*label"  # comments and headings
     for where, (name, number, _) in read_lines(path, r'"?((?!# ).+?)"?[\s,;]+([0-9]+)(\.0*)?', form, skip):
-        if re.search(r"\.\w{2,4}[\s,;]+[0-9]+$", name):  # two numbers
+        if re.search(r"\.\w{2,4}[\s,;]+[0-9]+$", name):  # "file.avi 12 0": which number is the label?
             raise UserError(f"{where}: expected {form}")
         if int(number) not in names:
             raise UserError(f"{where}: {labels} has no class for the label {number}")
@@ -595,8 +605,8 @@ def read_list(path, labels):
 def read_dataset(name, root, split=1, train=False):
     """Rows and class names of one half of a data set: a name in DATASETS, or the folder of your own videos. Raises
     UserError, with what belongs in `root` and how to get it, if its lists are not there."""
-    reader, what = DATASETS.get(name, folder), name if name in DATASETS else "a data set"
-    if split > 1 and name not in ("toy", "ucf101", "hmdb51"):
+    reader, what = DATASETS.get(name, folder), name if name in DATASETS else "the data set"
+    if split > 1 and reader in (kinetics, ssv2, folder):
         raise UserError(f"--split {split}: {name} has no official splits")
     try:
         return reader(root, split, train)
@@ -614,20 +624,20 @@ def base_classes(rows, num_classes):
     return sorted(order[num_classes // 2 :])
 
 
-def draw_shots(rows, shots, seed):
-    """`shots` rows of each class, or all that there are: the same for the same list and seed."""
+def draw_shots(samples, shots, seed):
+    """`shots` samples of each class, or all that there are: the same for the same list and seed."""
     drawn, taken = [], Counter()
-    for i in np.random.default_rng(seed).permutation(len(rows)):
-        taken[rows[i][1]] += 1
-        if taken[rows[i][1]] <= shots:
+    for i in np.random.default_rng(seed).permutation(len(samples)):
+        taken[samples[i][1]] += 1
+        if taken[samples[i][1]] <= shots:
             drawn.append(i)
-    return [rows[i] for i in sorted(drawn)]
+    return [samples[i] for i in sorted(drawn)]
 
 
 def load_samples(args, train):
-    """The samples, a list of (path, label), and the class names that the flags ask for: of --data or a list, with the
-    names in --labels, of --classes, --shots of each. Raises UserError if two classes have one name, or no video is on
-    disk."""
+    """Reads --data or a list, applies --labels, --classes and --shots, and finds the videos on disk. Returns the
+    samples, a list of (path, label), and the class names. Raises UserError if two classes have one name, or no video is
+    on disk."""
     root, path, half = root_of(args), args.train_list if train else args.val_list, "training" if train else "validation"
     for file in filter(None, (path, args.labels)):
         if not os.path.isfile(file):
@@ -651,8 +661,6 @@ def load_samples(args, train):
         position = {label: i for i, label in enumerate(kept)}
         rows = [(name, position[label]) for name, label in rows if label in position]
         names = [names[label] for label in kept]
-    if train and args.shots:
-        rows = draw_shots(rows, args.shots, args.seed)
     samples, missing = [], []
     for name, label in rows:
         names_on_disk = name if isinstance(name, tuple) else (name,)
@@ -667,7 +675,7 @@ def load_samples(args, train):
         raise UserError(f"no {half} video is on disk; {where}")
     if missing:
         say(f"{len(missing)} of the {len(rows)} {half} videos are not on disk, such as {missing[0]}")
-    return samples, names
+    return draw_shots(samples, args.shots, args.seed) if train and args.shots else samples, names
 
 
 # ---- Loading --------------------------------------------------------------------------------------------------------
@@ -682,7 +690,7 @@ class VideoDataset(torch.utils.data.Dataset):
     K = 1 (centre) or 3 crops of each.
     """
 
-    ATTEMPTS = 12  # videos in a row; more than train.py accepts
+    ATTEMPTS = 100  # to find a video that can be read, one after another
 
     def __init__(self, samples, num_frames, image_size, train, seed=0, flip=True, augment="crop", views=(1, 1)):
         self.paths, self.labels = [str(path) for path, _ in samples], [label for _, label in samples]
@@ -712,9 +720,10 @@ class VideoDataset(torch.utils.data.Dataset):
         video = read_video(self.paths[index], clips * self.num_frames, rng, round(self.image_size * SHORT_SIDE))
         if rng:
             return random_crop(video, self.image_size, rng, self.flip)
-        # Of V * T segments clip v takes every V-th, from v on: the offsets (v + 1/2) / V inside each of T segments.
+        # The frames are the middles of V * T segments. Clip v takes the segments v, v + V, v + 2V and so on, which puts
+        # it at the offset (v + 1/2) / V inside each of T segments.
         video = center_crop(video, self.image_size)[None] if crops == 1 else three_crops(video, self.image_size)
-        video = video.unflatten(1, (self.num_frames, clips)).transpose(1, 2).flatten(0, 1)  # [V * K, T, 3, S, S]
+        video = video.unflatten(1, (self.num_frames, clips)).transpose(1, 2).flatten(0, 1)  # [K * V, T, 3, S, S]
         return video[0] if self.train else video
 
 
@@ -798,33 +807,35 @@ def add_arguments(parser, name="--data", training=False):
     several = {} if training else dict(nargs="+")
     group.add_argument(name, nargs=None if name.startswith("-") else "?", type=name_or_folder, metavar="DATA",
                        help=f"{', '.join(DATASETS)}, or a folder of your own, train/<class>/* and val/<class>/*")
-    group.add_argument("--root", type=os.path.abspath, metavar="FOLDER", help="where it is, by default datasets/DATA")
-    group.add_argument("--split", type=int, choices=(1, 2, 3), default=1 if training else [1], help="the official one",
+    group.add_argument("--root", type=os.path.abspath, metavar="FOLDER", help="where DATA is, by default datasets/DATA")
+    group.add_argument("--split", type=int, choices=(1, 2, 3), default=1 if training else [1], help="official split",
                        **several)
     group.add_argument("--classes", choices=("all", "base", "novel"), default="all" if training else ["all"], **several,
                        help="base: the half with the most training videos; novel: the others")
     group.add_argument("--val-list", type=os.path.abspath, metavar="FILE", **several,
                        help="lines 'path label' below --root in place of a split, as in the original code")
     group.add_argument("--labels", type=os.path.abspath if training else str, metavar="FILE", **several,
-                       help="CSV of id,name: for lists, or other names for DATA, in the order of its classes")
-    group.add_argument("--frames", type=at_least(1), metavar="N", help="frames of a video")
+                       help="names of the classes, a CSV of id,name: for lists, or in place of those of DATA")
+    group.add_argument("--frames", type=at_least(1), metavar="N", help="frames sampled from a video")
     if training:
         group.add_argument("--train-list", type=os.path.abspath, metavar="FILE", help="as --val-list, for training")
-        group.add_argument("--shots", type=at_least(1), metavar="N", help="only so many training videos of each class")
+        group.add_argument("--shots", type=at_least(1), metavar="N", help="use at most N training videos of each class")
         group.add_argument("--augment", choices=AUGMENTATIONS, metavar="HOW",
-                           help="none; crop: random frames, crop, flip; color: and colours; mix: and mixup or CutMix")
-        group.add_argument("--seed", type=at_least(0), metavar="N", default=1024, help="of all that is random")
+                           help="none; crop: random frames, crop, flip; color: also colours; mix: also mixup or CutMix")
+        group.add_argument("--seed", type=at_least(0), metavar="N", default=1024, help="random seed")
 
 
 def check_lists(parser, args):
     """Ends a call with only some of the flags that go together."""
-    lists = [getattr(args, "train_list", args.val_list), args.val_list]
-    if any(lists) and not (all(lists) and args.labels and args.classes in ("all", ["all"])):
-        parser.error("--train-list (for training), --val-list and --labels go together, and not with --classes")
+    lists = {"val_list", "train_list"} & vars(args).keys()
+    given = [name for name in lists if getattr(args, name)]
+    if given and not (len(given) == len(lists) and args.labels and args.classes in ("all", ["all"])):
+        needed = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(lists, reverse=True))
+        parser.error(f"lists need {needed} and --labels, and no --classes")
 
 
 def tell_left_from_right(names):
-    """Whether class names do, as in Something-Something v2: then training videos must not be flipped."""
+    """Whether a class name says left or right, as in Something-Something v2: then training videos are not flipped."""
     return any(re.search(r"\b(left|right)\b", name) for name in names)
 
 
@@ -917,12 +928,12 @@ def main():
         video, label, _, error = clips[0, index]
         if augment in ("color", "mix"):
             video = change_colors(video[None], args.seed, 0, [index])[0]
-        frames = video[sample_frames(num_frames, 8)]
+        frames = video[sample_frames(num_frames, min(num_frames, 8))]
         rows.append((f"unreadable: {ascii(os.path.basename(error))}", frames[:0]) if error else (names[label], frames))
     out = args.out or Path(f"{Path(args.data or args.train_list).stem}.png")
     picture_grid(rows).save(out)
-    say(f"{out} shows some training videos as {model} sees them: {size} pixels, 8 of {num_frames} frames, --augment "
-        f"{augment}{', not yet mixed' if augment == 'mix' else ''}")
+    say(f"{out} shows some training videos as {model} sees them: {size} pixels, {min(num_frames, 8)} of {num_frames} "
+        f"frames, --augment {augment}{', not yet mixed' if augment == 'mix' else ''}")
 
 
 if __name__ == "__main__":

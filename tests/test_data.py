@@ -285,6 +285,13 @@ def test_something_something_is_read_without_brackets(tmp_path):
     assert relative(samples, tmp_path) == [("20bn-something-something-v2/7.webm", 1)]
 
 
+@pytest.mark.parametrize(("name", "expected"), [
+    ("ApplyEyeMakeup", "apply eye makeup"), ("YoYo", "yo yo"), ("FlippingAPancake", "flipping a pancake"),
+    ("juggling__balls", "juggling balls"), ("high-jump", "high jump"), ("HTMLPage", "html page"), ("walk", "walk")])
+def test_names_of_classes_become_words(name, expected):
+    assert data.words(name) == expected
+
+
 def test_a_folder_of_own_videos(tmp_path):
     touch(tmp_path, "train/ridingBike/1.mp4", "train/ridingBike/notes.txt", "train/a_walk/2.MOV", "val/a_walk/3.webm")
     samples, names = load(str(tmp_path), train=True)

@@ -210,7 +210,8 @@ OTHER_LABELS = [
     (".json", '{"archery": 0, "bowling": 1}'), (".csv", "archery\nbowling\n"), (".csv", "0,archery\n1,bowling\n"),
     (".csv", "label,class\n0,archery\n"), (".csv", "id,name\n0,a\n0,b\n"), (".csv", "id,name\n0,\n1,bowling\n"),
     (".csv", 'id,name\n0,"archery\n1,bowling\n'), (".csv", 'id,name\n0,"a\n' + "1,bowling\n" * 15000),
-    (".txt", "archery, bowling\n"), (".txt", "id,name\n0,archery\n1,bowling\n"),
+    (".csv", 'id,"name\n0,archery\n1,bowling\n'), (".txt", "archery, bowling\n"),
+    (".txt", "id,name\n0,archery\n1,bowling\n"),
     (".tsv", "id\tname\n0\tarchery\n1\tbowling\n"), (".txt", "archery\nbowling\n".encode("utf-16-le")),
     (".txt", "archery\r\nbowling".encode("utf-16"))]
 
@@ -333,6 +334,22 @@ def test_listed_videos_are_found_under_the_names_that_they_have(name, lists, fil
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("name", ["1.jpg", "1.mkv", "a/1.jpg"])
+def test_what_is_in_no_folder_of_a_class_or_belongs_deeper_is_told(name, put, here):
+    put(f"own/train/{name}")
+    with pytest.raises(data.UserError, match="belongs in the folder of a class, frames in a folder of their own below"):
+        load("own", train=True)
+
+
+def test_shots_are_drawn_from_the_videos_that_are_there(here):
+    """Those of Kinetics have vanished in part."""
+    write(here / "train.csv", "label,youtube_id,time_start,time_end\n" + "".join(f"a,{i},0,1\n" for i in range(20)))
+    for i in range(0, 20, 4):
+        write(here / f"train/{i}_000000_000001.mp4")
+    args = flags(data="k400", root=here, shots=4)
+    assert len(data.load_samples(args, train=True)[0]) == 4
+
+
 def test_of_two_copies_that_in_the_listed_folder_is_taken(here):
     """Kinetics in its own size and reduced, side by side."""
     write(here / "val.csv", CSV.format(20))
@@ -363,8 +380,8 @@ def test_links_in_a_circle_end(links, count, put, here):
 
 def test_val_alone_is_measured_among_the_classes_of_a_checkpoint(put, here, run, monkeypatch):
     asked = []
-    monkeypatch.setattr(evaluate, "class_tokens", lambda model, classes, template, whole=evaluate.class_tokens: (
-        asked.append(classes), whole(model, classes, template))[1])
+    monkeypatch.setattr(evaluate, "class_tokens", lambda model, classes, whole=evaluate.class_tokens: (
+        asked.append(classes), whole(model, classes))[1])
     put("own/val/walking_a_dog/1.mkv", "own/val/Archery/deep/1.mkv")
     torch.save({"model": clip.load("tiny").state_dict(), "classes": ["zumba", "walking a dog", "archery"]}, "best.pt")
     run("evaluate.py", "--data", "own", "--weights", "best.pt", "--out", "out", *SMALL)
