@@ -16,8 +16,8 @@ import contextlib
 import copy
 import csv
 import importlib.util
-import itertools
 import json
+import math
 import os
 import re
 import statistics
@@ -39,37 +39,37 @@ from data import UserError, rank, say
 def add_arguments(parser, training=False):
     """The flags about data, model and machine, the same in every script."""
     data.add_arguments(parser, training=training)
-    parser.epilog = "Defaults are those for --data, --model and --weights as given before --help."
+    parser.epilog = "Defaults depend on --data, --model and --weights: give these before --help to see theirs."
     group = parser.add_argument_group("model")
     group.add_argument("--model", choices=clip.MODELS, metavar="NAME", help=f"plain CLIP: {', '.join(clip.MODELS)}")
-    group.add_argument("--weights", metavar="FILE", help="weights to take in its place, of any CLIP with a ViT")
-    group.add_argument("--template", metavar="TEXT", help="sentence around a class name, {}")
-    group.add_argument("--resolution", type=data.at_least(1), metavar="N", help="pixels a side, if not the model's own")
+    group.add_argument("--weights", metavar="FILE", help="file of weights to use in its place, of any CLIP with a ViT")
+    group.add_argument("--template", metavar="TEXT", help="sentence around a class name, which {} stands for")
+    group.add_argument("--resolution", type=data.at_least(1), metavar="N", help="pixels a side, if not the model's")
     group = parser.add_argument_group("machine")
     group.add_argument("--gpus", type=data.at_least(0), metavar="N", help="0 is the CPU; by default 1 if there is one")
     group.add_argument("--workers", type=data.at_least(0), metavar="N", help="processes that decode, per GPU",
                        default=min(getattr(os, "process_cpu_count", os.cpu_count)(), 8))
     group.add_argument("--batch-size", type=data.at_least(1), metavar="N", help="videos in a batch, over all GPUs")
     group.add_argument("--amp", choices=("bf16", "fp16", "off"),
-                       help="mixed precision; by default bf16, fp16 where the GPU has no bf16, off without CUDA")
+                       help="mixed precision; by default bf16, fp16 where the GPU has no bf16, else off")
 
 
 def first_look(parser, paper, tiny):
-    """Sets the defaults that follow from --data, --model and --weights: those of one of two tables, for CLIP and for
-    tiny. Returns what is given of these flags, the content of --weights, and if that is a checkpoint of this project
-    the arguments it was trained with."""
+    """Sets the defaults that depend on --data, --model and --weights, from the table `tiny` for that model and from
+    `paper` for others. Returns a namespace with these flags as given, the content of --weights, and the arguments that
+    the weights were trained with if they are a checkpoint of this project."""
     first = data.Parser(None, add_help=False)
     first.add_argument("--data", type=data.name_or_folder)
     first.add_argument("--resume", type=Path)
     for flag in ("--model", "--weights", "--val-list", "--video"):
         first.add_argument(flag)
-    look = first.parse_known_args()[0]
-    content = clip.read(look.weights) if look.weights else {}
-    trained = content["args"] if {"args", "classes"} <= content.keys() else {}
-    name = look.data or (None if look.val_list or look.video else "toy")
-    model = look.model or trained.get("model") or ("tiny" if name == "toy" else "ViT-B/16")
+    given = first.parse_known_args()[0]
+    content = clip.read(given.weights) if given.weights else {}
+    trained = content["args"] if {"args", "classes", "template"} <= content.keys() else {}
+    name = given.data or (None if given.val_list or given.video else "toy")
+    model = given.model or trained.get("model") or ("tiny" if name == "toy" else "ViT-B/16")
     parser.set_defaults(data=name, model=model, **(tiny if model == "tiny" else paper))
-    return look, content, trained
+    return given, content, trained
 
 
 def choose_device(parser, args):
@@ -84,7 +84,7 @@ def choose_device(parser, args):
     if args.amp is None:
         kind = torch.accelerator.current_accelerator().type if args.gpus else "cpu"
         # Older GPUs, such as the Tesla T4, emulate bf16, which is slow.
-        bf16 = kind == "xpu" or kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        bf16 = kind == "xpu" or (kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
         args.amp = "bf16" if bf16 else "fp16" if kind == "cuda" else "off"
     args.world = int(os.environ.get("WORLD_SIZE", max(args.gpus, 1)))
 
@@ -129,17 +129,19 @@ def autocast(args, device):
 # ---- Accuracy -------------------------------------------------------------------------------------------------------
 
 
-def class_tokens(model, classes, template):
-    """The tokens [C, L] of class names in a template such as "a photo of a {}.", on the device of the model."""
-    if "{}" not in template:
-        raise UserError(f"the template {template!r} has no {{}} for the class name")
-    return model.tokenizer([template.replace("{}", name) for name in classes]).to(model.logit_scale.device)
+def class_tokens(model, classes):
+    """The tokens [C, L] of class names in the template of a model, such as "a photo of a {}.", on its device."""
+    if "{}" not in model.template:
+        raise UserError(f"the template {model.template!r} has no {{}} for the class name")
+    return model.tokenizer([model.template.replace("{}", name) for name in classes]).to(model.logit_scale.device)
 
 
 def make_loader(args, image_size, samples, batch_size=None):
     """The loader that gives this process its share of the videos, [B, V, T, 3, S, S], in test order."""
-    clips = data.VideoDataset(samples, args.frames, image_size, train=False, views=getattr(args, "views", (1, 1)))
-    batches = data.evaluation_batches(len(samples), batch_size or -(-args.batch_size // args.world), rank(), args.world)
+    views = getattr(args, "views", (1, 1))
+    batch_size = batch_size or math.ceil(args.batch_size / args.world / math.prod(views))  # views are videos, too
+    clips = data.VideoDataset(samples, args.frames, image_size, train=False, views=views)
+    batches = data.evaluation_batches(len(samples), batch_size, rank(), args.world)
     return data.make_loader(clips, batches, args.workers)
 
 
@@ -159,29 +161,29 @@ def collect(loader, device, compute):
 
 
 def predict(models, loader, tokens):
-    """What M CLIPs say of all n videos of a `make_loader`, given the tokens [C, L] of the class names: scores
+    """What M CLIPs say of all n videos of a `make_loader`, given the tokens [C, L] of the class names for each: scores
     [n, M, C], the logarithms of the mean probability over the views, up to a constant; labels, errors as in `collect`.
     """
     def scores(video):
         columns = []
-        for model in models:
-            logits = torch.stack([model(view, tokens) for view in video.unbind(dim=1)])  # [V, B, C]
+        for model, text in zip(models, tokens):
+            logits = torch.stack([model(view, text) for view in video.unbind(dim=1)])  # [V, B, C]
             columns.append(logits.log_softmax(dim=-1).logsumexp(dim=0))
         return torch.stack(columns, dim=1)
 
     for model in models:
         model.eval()
-    return collect(loader, tokens.device, scores)
+    return collect(loader, tokens[0].device, scores)
 
 
 def accuracy(scores, labels, errors):
     """Accuracy of the scores [n, C] of one model: a dict as `evaluate` returns it."""
     # How many other classes do not score less than the right one: a tie and a NaN count as wrong.
-    others = (~(scores < scores.gather(1, labels[:, None]))).sum(dim=1) - 1
-    others[[bool(error) for error in errors]] = scores.shape[1] + 5  # unreadable: wrong
+    before = (~(scores < scores.gather(1, labels[:, None]))).sum(dim=1) - 1
+    before[[bool(error) for error in errors]] = 5  # unreadable: wrong
     return {
-        "top1": 100 * (others < 1).double().mean().item(),
-        "top5": 100 * (others < 5).double().mean().item(),
+        "top1": 100 * (before < 1).double().mean().item(),
+        "top5": 100 * (before < 5).double().mean().item(),
         "count": len(labels),
         "unreadable": [error for error in errors if error],
     }
@@ -193,7 +195,7 @@ def evaluate(model, loader, tokens):
     Returns a dict: `top1` and `top5`, percent; `count`, the number of videos; `unreadable`, a list of "path: reason" of
     those that could not be read, counted as wrong. With several processes all of them get the figures of the whole.
     """
-    scores, labels, errors = predict([model], loader, tokens)
+    scores, labels, errors = predict([model], loader, [tokens])
     return accuracy(scores[:, 0], labels, errors)
 
 
@@ -211,7 +213,7 @@ def worst_classes(scores, labels, errors, classes):
 def classify(model, video, labels):
     """Which of some labels is it? A video uint8 [T, 3, h, w] of `data.read_video` to a list of (label, probability),
     the best first."""
-    tokens = class_tokens(model, labels, model.template)
+    tokens = class_tokens(model, labels)
     model.eval()
     with torch.inference_mode():
         video = data.center_crop(video, model.image_size)[None].to(tokens.device)
@@ -254,7 +256,7 @@ def figure(path, *args, **options):
     plt.close(picture)
 
 
-def flatten(embeddings):
+def to_plane(embeddings):
     """Embeddings [n, D] to points [n, 2]: t-SNE if scikit-learn is installed, else principal components."""
     embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
     if importlib.util.find_spec("sklearn") and len(embeddings) > 3:
@@ -263,17 +265,18 @@ def flatten(embeddings):
         return "t-SNE", TSNE(perplexity=min(30, len(embeddings) / 4), init="random", random_state=0).fit_transform(
             embeddings.numpy())
     centered = embeddings - embeddings.mean(dim=0)
-    return "principal component", (centered @ torch.linalg.svd(centered, full_matrices=False).Vh[:2].T).numpy()
+    directions = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, [-1, -2]]  # of the largest variance
+    return "principal component", (centered @ directions).numpy()
 
 
 def draw_embeddings(embeddings, labels, classes, path):
     """Draws the video embeddings {name of the model: [n, D]} in two dimensions, side by side, coloured by class (the
     paper's figure 1); of more than MAX_NAMES classes those whose numbers are spread over the list."""
     shown = np.unique(np.linspace(0, len(classes) - 1, MAX_NAMES).round().astype(int)).tolist()
-    columns, kept = -(-len(shown) // 26), torch.isin(labels, torch.tensor(shown))
+    columns, kept = math.ceil(len(shown) / 26), torch.isin(labels, torch.tensor(shown))
     with figure(path, 1, len(embeddings), figsize=(5 * len(embeddings) + 2 * columns, 5), squeeze=False) as (row,):
         for axes, (name, videos) in zip(row, embeddings.items()):
-            kind, points = flatten(videos[kept])
+            kind, points = to_plane(videos[kept])
             for i, label in enumerate(shown):
                 axes.scatter(*points[(labels[kept] == label).numpy()].T, s=22, color=COLORS[i % 8], linewidths=0,
                              marker=MARKERS[(i + i // 8) % 8], label=classes[label])
@@ -291,7 +294,7 @@ def attention(model, images):
 
     def store(module, inputs):
         q, k, _ = module.project(inputs[0])  # [N, heads, L, 64]
-        stored.append((q[:, :, 0:1] @ k.mT / 8).softmax(dim=-1).mean(dim=1))  # [N, 1, L]
+        stored.append((q[:, :, 0:1] @ k.mT / 64 ** 0.5).softmax(dim=-1).mean(dim=1))  # [N, 1, L]
 
     hook = model.visual.transformer.resblocks[-1].attn.register_forward_pre_hook(store)
     model.encode_image(images)
@@ -343,17 +346,18 @@ def make_parser():
                             "or a file with one a line; by default the classes of --weights")
     group.add_argument("--attention", action="store_true", help="draw where the class token looks, attention*.png")
     group.add_argument("--embeddings", action="store_true", help="save and draw them, embeddings*.npz and .png")
-    group.add_argument("--out", type=Path, metavar="FOLDER", help="for all files, and then also results.json")
+    group.add_argument("--out", type=Path, metavar="FOLDER", help="for these files, and then also results.json")
     return parser
 
 
 def parse_args():
     """The arguments, complete and consistent, and the content of --weights; ends wrong calls with exit status 2."""
     parser = make_parser()
-    look, content, trained = first_look(parser, dict(frames=32, batch_size=32), dict(frames=8, batch_size=32))
-    if trained and parser.get_default("model") == trained["model"]:
+    given, content, trained = first_look(parser, dict(frames=32, batch_size=32), dict(frames=8, batch_size=32))
+    if trained:
         parser.set_defaults(frames=trained["frames"])
-    if trained and look.data in (None, trained["data"]) and not look.val_list and not look.video:
+    if trained and given.data in (None, trained["data"]) and not given.val_list and not given.video:
+        # Here these flags take several values
         several = {name: [trained[name]] for name in ("split", "classes", "val_list", "labels") if trained.get(name)}
         parser.set_defaults(data=trained["data"], root=trained.get("root"), **several)
     args = parser.parse_args()
@@ -374,30 +378,34 @@ def parse_args():
     if len(args.labels or [""]) not in (1, len(args.val_list or [""])):
         parser.error("--labels: give one file, or one for each of the lists")
     if trained and trained["data"] == args.data and set(args.split) != {trained["split"]}:
-        say(f"warning: {args.weights} has seen test videos of other splits than {trained['split']} in training")
+        say(f"warning: {args.weights} was trained on split {trained['split']}: some of its training videos are in the "
+            "test lists of the others")
     return args, content
 
 
 def load_models(args, device):
     """The models to be looked at, {name: CLIP}: plain and fine-tuned to be compared in pictures, or all the blends."""
-    models = {args.weights or args.model: clip.load(args.weights or args.model, device, image_size=args.resolution)}
+    names = [args.weights or args.model]
     if args.weights and (args.blend or args.attention or args.embeddings):
-        models = {args.model: clip.load(args.model, device, image_size=args.resolution), **models}
+        names.insert(0, args.model)
+    models = [clip.load(name, device, image_size=args.resolution) for name in names]
+    for model in models:
+        model.template = args.template or model.template
     if args.blend:
-        return {f"blend {share:g}": blend(*models.values(), share) for share in args.blend}
-    return models
+        return {f"blend {share:g}": blend(*models, share) for share in args.blend}
+    return dict(zip(names, models))
 
 
 def read_labels(labels):
     """Class names: those in a file, or what the commas separate; `labels` is a list of str, the values of --labels."""
     text = ",".join(labels)
-    if os.path.exists(text) or re.search(r"\.(txt|csv|tsv|json)$", text):
+    if os.path.isfile(text) or re.search(r"\.(txt|csv|tsv|json)$", text):
         names = data.read_names(text).values()
     else:
         names = filter(None, map(str.strip, re.split(r"[,\n]", text)))
     names = list({" ".join(name.lower().split()): name for name in names}.values())  # as the tokenizer sees them
     if len(names) < 2:
-        raise UserError(f"--labels {text!r} names {len(names)} classes; it takes two to tell them apart")
+        raise UserError(f"--labels {text!r} names fewer than two classes")
     return names
 
 
@@ -406,7 +414,7 @@ def label_videos(args, paths, model, classes):
     predictions.csv. Returns the paths of those that could be read."""
     loader = make_loader(args, model.image_size, [(path, 0) for path in paths])
     with autocast(args, model.logit_scale.device):
-        scores, _, errors = predict([model], loader, class_tokens(model, classes, args.template))
+        scores, _, errors = predict([model], loader, [class_tokens(model, classes)])
     table, shown = [], 5 if len(paths) == 1 else 1
     for path, row, error in zip(paths, scores[:, 0].softmax(dim=-1), errors):  # [C]
         if error:
@@ -432,25 +440,28 @@ def measure(args, models, known_classes):
     """Accuracy of all models on all splits or lists and classes that are asked for: a list of dicts, the figures of
     `evaluate` and those of each class; and the paths of the videos that could be read. `known_classes` are those of a
     checkpoint, to be told apart where there are no training videos to give the names."""
-    runs, paths, model = [], [], next(iter(models.values()))
-    for (i, split), classes in itertools.product(enumerate(args.val_list or args.split), args.classes):
-        part = copy.copy(args)
-        part.split, part.val_list = (1, split) if args.val_list else (split, None)
-        part.classes, part.labels = classes, args.labels and args.labels[i % len(args.labels)]
-        samples, names = data.load_samples(part, train=False)
-        if args.data not in (None, *data.DATASETS) and not (data.root_of(args) / "train").is_dir() and (
-                set(names) < set(known_classes)):
-            samples, names = [(path, known_classes.index(names[label])) for path, label in samples], known_classes
-        loader, tokens = make_loader(args, model.image_size, samples), class_tokens(model, names, args.template)
-        with autocast(args, tokens.device):
-            scores, labels, errors = predict(list(models.values()), loader, tokens)
-        paths += [path for (path, _), error in zip(samples, errors) if not error]
-        for name, score in zip(models, scores.unbind(dim=1)):
-            runs.append({"model": name, "split": split, "classes": classes, **accuracy(score, labels, errors),
-                         "per_class": worst_classes(score, labels, errors, names)})
-        if args.embeddings:
-            name = (f"-{classes}" if len(args.classes) > 1 else "") + (f"-{split}" if len(args.split) > 1 else "")
-            save_embeddings(args, models, loader, tokens, names, (args.out or Path()) / f"embeddings{name}")
+    runs, paths, splits = [], [], args.val_list or args.split
+    for i, split in enumerate(splits):
+        for classes in args.classes:
+            part = copy.copy(args)
+            part.split, part.val_list = (1, split) if args.val_list else (split, None)
+            part.classes, part.labels = classes, args.labels and args.labels[i % len(args.labels)]
+            samples, names = data.load_samples(part, train=False)
+            own = args.data not in (None, *data.DATASETS)
+            if own and set(names) < set(known_classes) and not (data.root_of(args) / "train").is_dir():
+                samples = [(path, known_classes.index(names[label])) for path, label in samples]
+                names = known_classes
+            loader = make_loader(args, next(iter(models.values())).image_size, samples)
+            tokens = [class_tokens(model, names) for model in models.values()]
+            with autocast(args, tokens[0].device):
+                scores, labels, errors = predict(list(models.values()), loader, tokens)
+            paths += [path for (path, _), error in zip(samples, errors) if not error]
+            for name, score in zip(models, scores.unbind(dim=1)):
+                runs.append({"model": name, "split": split, "classes": classes, **accuracy(score, labels, errors),
+                             "per_class": worst_classes(score, labels, errors, names)})
+            if args.embeddings:
+                name = "embeddings" + f"-{classes}" * (len(args.classes) > 1) + f"-{i + 1}" * (len(splits) > 1)
+                save_embeddings(args, models, loader, tokens, names, (args.out or Path()) / name)
     return runs, paths
 
 
@@ -458,11 +469,11 @@ def measure(args, models, known_classes):
 def save_embeddings(args, models, loader, tokens, classes, path):
     """Saves the embeddings of the videos of a loader and of the class names as `path`.npz, and draws the videos'."""
     videos, texts = {}, []
-    with autocast(args, tokens.device):
-        for name, model in models.items():
-            videos[name], labels, errors = collect(loader, tokens.device, lambda video, model=model: torch.stack(
+    with autocast(args, tokens[0].device):
+        for (name, model), text in zip(models.items(), tokens):
+            videos[name], labels, errors = collect(loader, text.device, lambda video, model=model: torch.stack(
                 [model.encode_video(view) for view in video.unbind(dim=1)]).mean(dim=0))  # over the views
-            texts.append(model.encode_text(tokens).float().cpu())
+            texts.append(model.encode_text(text).float().cpu())
     if rank() == 0:
         np.savez(path.with_suffix(".npz"), models=list(models), videos=torch.stack(list(videos.values())),
                  texts=torch.stack(texts), labels=labels, classes=classes, paths=loader.dataset.paths)
@@ -473,28 +484,31 @@ def save_embeddings(args, models, loader, tokens, classes, path):
 def report(runs):
     """Prints the accuracy of each model, with several splits as mean and standard deviation; where there are base and
     novel classes, also their harmonic mean, 2 b n / (b + n); the worst classes; and what could not be read."""
+    figures, width = {}, max(len(run["model"]) for run in runs)
+    for run in runs:
+        figures.setdefault(run["model"], {}).setdefault(run["classes"], []).append((run["top1"], run["top5"]))
+
     def line(name, classes, *columns):
         cells = [f"{statistics.mean(c):.1f}" + (f" ± {statistics.stdev(c):.1f}" if len(c) > 1 else "") for c in columns]
         say(f"{name:{width}}  {classes:13}" + "".join(f"  {cell:>12}" for cell in cells))
 
-    width, figures = max(len(run["model"]) for run in runs), {}
-    for run in runs:
-        figures.setdefault(run["model"], {}).setdefault(run["classes"], []).append((run["top1"], run["top5"]))
     say(f"\n{sum(run['count'] for run in runs if run['model'] == runs[0]['model'])} videos")
     say(f"{'':{width}}  {'classes':13}  {'top-1, %':>12}  {'top-5, %':>12}")
     for name, rows in figures.items():
         for classes, pairs in rows.items():
             line(name, classes, *zip(*pairs))
         if {"base", "novel"} <= rows.keys():
-            pairs = zip(rows["base"], rows["novel"])
-            line(name, "harmonic mean", [statistics.harmonic_mean((base, novel)) for (base, _), (novel, _) in pairs])
+            pairs = [(base[0], novel[0]) for base, novel in zip(rows["base"], rows["novel"])]  # top-1
+            line(name, "harmonic mean", [statistics.harmonic_mean(pair) for pair in pairs])
+    # Of the last model on the last split
     last = [run for run in runs if (run["model"], run["split"]) == (runs[-1]["model"], runs[-1]["split"])]
     rows = [row for run in last for row in run["per_class"] if row["top1"] < 100]
-    say(f"\nworst classes of {last[0]['model']}: top-1, % and number of videos" if rows else "")
+    of = f"{last[0]['model']}, split {last[0]['split']}"
+    say(f"\nworst classes of {of}: top-1, % and number of videos" if rows else "")
     for row in sorted(rows, key=lambda row: row["top1"])[:10]:
         say(f"{row['top1']:5.1f}  {row['count']:4}  {row['class']}")
     for error in dict.fromkeys(error for run in runs for error in run["unreadable"]):
-        say(f"counted as wrong: {error}")
+        say(f"unreadable, counted as wrong: {error}")
 
 
 def main():
@@ -505,10 +519,10 @@ def main():
     paths = [video for path in args.video or () for video in data.find_videos(path)]
     models = load_models(args, device)
     model = list(models.values())[-1]
-    args.template = args.template or model.template
     what = f"{args.data}, split {' '.join(map(str, args.split))}, {' and '.join(args.classes)} classes"
     say(f"{args.weights or args.model} on {'your videos' if args.video else ' '.join(args.val_list or [what])}, "
-        f"{args.frames} frames, {args.views[0]} x {args.views[1]} views, prompt {args.template!r}")
+        f"{args.frames} frames, {args.views[0]} x {args.views[1]} views, "
+        f"prompt {' and '.join(dict.fromkeys(repr(model.template) for model in models.values()))}")
     if args.video:
         classes = read_labels(args.labels) if args.labels else content["classes"]
         paths = label_videos(args, paths, model, classes)
@@ -518,7 +532,7 @@ def main():
         if rank() == 0 and args.out:
             results = {"runs": runs, "command": sys.argv, "arguments": vars(args)}
             (out / "results.json").write_text(json.dumps(results, indent=1, default=str) + "\n", encoding="utf-8")
-        paths = [paths[i * len(paths) // 3] for i in range(min(3, len(paths)))]  # for pictures of attention
+        paths = paths[:: max(1, len(paths) // 3)][:3]  # for pictures of attention
     if rank() == 0 and args.attention:
         for number, path in enumerate(paths, 1):
             video = data.read_video(path, args.frames, short_side=round(model.image_size * data.SHORT_SIDE))

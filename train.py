@@ -14,7 +14,6 @@ ends with the same weights.
     python train.py --resume runs/ucf101                  go on with an interrupted run
 """
 import contextlib
-import itertools
 import json
 import math
 import sys
@@ -47,13 +46,14 @@ BAR = "{percentage:3.0f}% {bar:20} {elapsed} < {remaining} left{postfix}"
 # ---- Command line ---------------------------------------------------------------------------------------------------
 
 # Flags that may change when a run is resumed. Others would change the result.
-MACHINE = {"data", "root", "train_list", "val_list", "labels", "workers", "gpus", "micro_batch", "compile",
-           "checkpoint_activations", "save_minutes", "out", "resume"}
+MAY_CHANGE = {"data", "root", "train_list", "val_list", "labels", "workers", "gpus", "micro_batch", "compile",
+              "checkpoint_activations", "save_minutes", "out", "resume"}
 
 
 def make_parser(doc):
     """The flags that training of any kind has."""
     parser = data.Parser(doc)
+    parser.set_defaults(script=parser.prog)
     evaluate.add_arguments(parser, training=True)
     group = parser.add_argument_group("recipe")
     group.add_argument("--epochs", type=data.at_least(1), metavar="N", help="passes over the data")
@@ -62,12 +62,12 @@ def make_parser(doc):
     group.add_argument("--lr", type=data.at_least(0, float), metavar="X", help="highest learning rate")
     group = parser.add_argument_group("time and memory")
     group.add_argument("--micro-batch", type=data.at_least(1), metavar="N",
-                       help="videos that a GPU takes at once, by default its share of --batch-size")
+                       help="videos that a GPU takes at once, by default 8, or all with --model tiny")
     group.add_argument("--checkpoint-activations", action="store_true",
                        help="compute activations twice: less memory, a third more time")
     group.add_argument("--compile", action="store_true", help="compile both encoders: slower to start, then faster")
     group = parser.add_argument_group("run")
-    group.add_argument("--out", type=Path, metavar="FOLDER", help="for what the run leaves, by default runs/DATA")
+    group.add_argument("--out", type=Path, metavar="FOLDER", help="for checkpoints and log, by default runs/DATA")
     group.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in FOLDER, with its arguments")
     group.add_argument("--save-minutes", type=data.at_least(0, float), metavar="X", default=15.0,
                        help="a checkpoint at least this often, and after every epoch")
@@ -75,29 +75,32 @@ def make_parser(doc):
 
 
 def parse_args(parser, paper, tiny):
-    """The arguments of a run, new or resumed, whose defaults are one of two tables or those of the run; ends wrong
-    calls with exit status 2."""
-    look, saved = evaluate.first_look(parser, paper, tiny)[0], {}
-    if look.resume:
+    """The arguments of a run. Its defaults are one of two tables, those of a resumed run the arguments that it was
+    started with. Ends wrong calls with exit status 2."""
+    given, *_ = evaluate.first_look(parser, paper, tiny)
+    saved = {}
+    if given.resume:
         try:
-            saved = dict(json.loads((look.resume / "args.json").read_text(encoding="utf-8")))
+            saved = dict(json.loads((given.resume / "args.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            parser.error(f"--resume: there is no run in {look.resume}, or args.json is damaged ({error})")
+            parser.error(f"--resume: there is no run in {given.resume}, its args.json cannot be read ({error})")
+        if saved.get("script") != parser.prog:
+            parser.error(f"--resume: {given.resume} is a run of {saved.get('script')}")
         parser.set_defaults(**saved)
     args = parser.parse_args()
     for name, value in saved.items():
-        if name not in MACHINE and getattr(args, name) != value:
+        if name not in MAY_CHANGE and getattr(args, name) != value:
             flag = f"--{name.replace('_', '-')}"
             parser.error(f"{flag} is {value!r} in {args.resume} and cannot become {getattr(args, name)!r}")
-    if not args.resume and args.out and (args.out / "args.json").exists():
-        parser.error(f"--out {args.out} holds a run already; go on with it by --resume")
+    if not args.resume and args.out and (args.out / "last.pt").exists():
+        parser.error(f"--out {args.out} holds a run already; go on with it by --resume, or choose another folder")
     args.out = args.resume or args.out
     data.check_lists(parser, args)
     evaluate.choose_device(parser, args)
     share, rest = divmod(args.batch_size, args.world)
-    args.micro_batch = min(args.micro_batch or share, share)
+    args.micro_batch = min(args.micro_batch or (share if args.model == "tiny" else math.gcd(share, 8)), share)
     if rest or share % args.micro_batch:
-        parser.error(f"--batch-size {args.batch_size} is not a multiple of the processes times --micro-batch")
+        parser.error(f"--batch-size {args.batch_size} must be a multiple of the processes times --micro-batch")
     if args.augment == "mix" and args.micro_batch % data.GROUP:
         parser.error(f"--augment mix takes clips in groups of {data.GROUP}, not of {args.micro_batch}: "
                      "choose another --batch-size or --micro-batch, or --augment color")
@@ -113,15 +116,16 @@ def make_folder(args):
     """Makes the folder of a new run, --out or the first of runs/NAME, runs/NAME-2, ... that is not there, and stores
     the arguments in it; those of a resumed run anew, as some may change."""
     if not args.out:
-        name = Path(args.data or args.train_list).stem
-        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-        args.out = next(Path("runs") / name for name in names if not (Path("runs") / name).exists())
+        name, number = Path(args.data or args.train_list).stem, 1
+        args.out = Path("runs") / name
+        while args.out.exists():
+            number += 1
+            args.out = Path("runs") / f"{name}-{number}"
     if rank() == 0:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "args.json").write_text(json.dumps(vars(args), indent=1, default=str) + "\n", encoding="utf-8")
-        if args.resume:
-            with open(args.out / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write("\n")  # the last line may have been cut off
+        with open(args.out / "log.jsonl", "a" if args.resume else "w", encoding="utf-8") as file:
+            file.write("\n" if args.resume else "")  # the last line may have been cut off
 
 
 def save(path, model, args, optimizer, scaler, state):
@@ -138,7 +142,7 @@ def save(path, model, args, optimizer, scaler, state):
             temporary.replace(path)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError for what the disk reports
             temporary.unlink(missing_ok=True)
-            raise UserError(f"cannot write {path}, is the disk full? The one before is whole. ({error})") from error
+            raise UserError(f"cannot write {path}, is the disk full? The previous one is intact. ({error})") from error
 
 
 def log(args, **record):
@@ -219,7 +223,7 @@ def choose_parameters(model, args, new):
 def validate(args, model, loader, classes, epoch, step):
     """Measures accuracy on the validation videos with the template of the model, prints and logs it."""
     with evaluate.autocast(args, model.logit_scale.device):
-        results = evaluate.evaluate(model, loader, evaluate.class_tokens(model, classes, model.template))
+        results = evaluate.evaluate(model, loader, evaluate.class_tokens(model, classes))
     say(f"epoch {epoch:2} of {args.epochs}   top-1 {results['top1']:5.1f} %   top-5 {results['top5']:5.1f} %"
         + (f"   (prompt {model.template!r})" if epoch == 0 else ""))
     log(args, step=step, epoch=epoch, **results)
@@ -255,7 +259,7 @@ def set_up(args, model, prepare, last, val_loader, classes, num_videos):
         state = SimpleNamespace(**{name: content[name] for name in vars(state)})
         optimizer.load_state_dict(content["optimizer"])
         scaler.load_state_dict(content["scaler"])
-        say(f"goes on after step {state.step}")
+        say(f"resumes after step {state.step}")
     if args.compile:
         model.visual.compile()
         model.transformer.compile()
@@ -279,7 +283,8 @@ def train(args, prepare):
         raise UserError(f"training has the classes {', '.join(classes)[:80]}, validation {', '.join(val_classes)[:80]}")
     steps_per_epoch = len(train_samples) // args.batch_size
     if not steps_per_epoch:
-        raise UserError(f"{len(train_samples)} training videos do not fill a batch: choose a smaller --batch-size")
+        raise UserError(f"{len(train_samples)} training videos do not fill a batch of {args.batch_size}: choose "
+                        "a smaller --batch-size")
     last = args.out / "last.pt" if args.resume and (args.out / "last.pt").exists() else None
     model = clip.load(last or args.weights or args.model, device, image_size=args.resolution)
     val_loader = evaluate.make_loader(args, model.image_size, val_samples, args.micro_batch)
@@ -291,7 +296,7 @@ def train(args, prepare):
                               flip=not data.tell_left_from_right(classes), augment=args.augment)
     batches = data.TrainingBatches(len(clips), args.batch_size, args.seed, rank(), world, args.micro_batch)
     loader = data.make_loader(clips, batches, args.workers)
-    tokens = evaluate.class_tokens(model, classes, args.template)  # [C, L]
+    tokens = evaluate.class_tokens(model, classes)  # [C, L]
     micro_steps = args.batch_size // world // args.micro_batch
     describe(args, model, classes, len(train_samples), len(val_samples))
     bar = tqdm(total=args.epochs * steps_per_epoch, initial=state.step, disable=rank() > 0 or None, bar_format=BAR)
@@ -319,12 +324,13 @@ def train(args, prepare):
                 if args.augment in ("color", "mix"):
                     video = data.change_colors(video, args.seed, epoch, index.tolist())
                 video, target = model.normalize(video), F.one_hot(label, len(classes)).float()
-                if args.augment == "mix":
+                if args.augment == "mix":  # by the numbers of the groups in the batch, however it is divided
                     first_group = (rank() * micro_steps + i) * args.micro_batch // data.GROUP
                     video, target = data.mix(video, target, args.seed, state.step, first_group)
 
                 # Forward, loss, backward: gradients add up, and DDP averages them over the processes in the last one
-                with contextlib.nullcontext() if world == 1 or i == micro_steps - 1 else network.no_sync():
+                more_follow = world > 1 and i < micro_steps - 1
+                with network.no_sync() if more_follow else contextlib.nullcontext():
                     with evaluate.autocast(args, device):
                         logits = network(video, tokens)  # [B, C]; with --fusion image [B * T, C]
                         target = target.repeat_interleave(len(logits) // len(target), dim=0)
@@ -335,7 +341,7 @@ def train(args, prepare):
             # Step, unless the gradient is not finite; fp16 may overflow until the scaler has found its scale
             scaler.unscale_(optimizer)
             norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
-            loss, errors = sum(evaluate.gather([loss_sum.item()])) / world, evaluate.gather(errors)
+            loss, errors = sum(evaluate.gather([loss_sum.item()])) / world, evaluate.gather(errors)  # of all processes
             finite = math.isfinite(loss) and math.isfinite(norm)
             if not finite and not (scaler.is_enabled() and scaler.get_scale() >= 1):
                 raise UserError(f"the loss is {loss:g} and its gradient {norm:g} at step {state.step + 1}; try a lower "
@@ -369,7 +375,8 @@ def train(args, prepare):
             save(args.out / "best.pt", model, args, None, None, state)
         save(args.out / "last.pt", model, args, optimizer, scaler, state)
         saved = time.perf_counter()
-        draw_curves(args.out)
+        if rank() == 0:
+            draw_curves(args.out)
     bar.close()
     return state
 

@@ -370,7 +370,8 @@ def prompting(path):
         model, _ = both("ViT-B/16")
         args = SimpleNamespace(tune=tune, weights=None, ctx=(10, 10), depth=(12, 12), seed=0)
         (prompt.prepare if tune == "prompts" else train.choose_parameters)(model, args, new=True)
-        tokens, video = evaluate.class_tokens(model, UCF101, template), torch.randn(2, 8, 3, S, S)
+        model.template = template
+        tokens, video = evaluate.class_tokens(model, UCF101), torch.randn(2, 8, 3, S, S)
         steps.append(trainer(model, lambda model=model, video=video, tokens=tokens:
                              F.cross_entropy(model(video, tokens), torch.tensor([3, 70]))))
         before = resident()
@@ -510,7 +511,7 @@ def cuda(path):
     test = evaluate.make_loader(args, S, [(path, 0)] * 512)
     begin = time.perf_counter()
     with evaluate.autocast(args, device):
-        evaluate.evaluate(model, test, evaluate.class_tokens(model, UCF101, "{}"))
+        evaluate.evaluate(model, test, evaluate.class_tokens(model, UCF101))
     print(f"{'evaluation, ViT-B/16, 32 frames, bf16, from files':66} {512 / (time.perf_counter() - begin):8.1f}")
 
 

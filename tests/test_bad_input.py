@@ -36,20 +36,20 @@ def only_line(name, errors):
     (["evaluate.py", "--template", "a photo"], 1, "the template 'a photo' has no {} for the class name"),
     (["train.py", "--gpus", "64"], 2, "--gpus 64: this machine has"),
     (["train.py", "--augment", "mix", "--batch-size", "6"], 2, "--augment mix takes clips in groups of 4, not of 6"),
-    (["train.py", "--micro-batch", "5"], 2, "--batch-size 32 is not a multiple of the processes times --micro-batch"),
-    (["train.py", "--batch-size", "5000"], 1, "880 training videos do not fill a batch: choose"),
+    (["train.py", "--micro-batch", "5"], 2, "--batch-size 32 must be a multiple of the processes times"),
+    (["train.py", "--batch-size", "5000"], 1, "880 training videos do not fill a batch of 5000: choose"),
     (["train.py", "--resume", "nowhere"], 2, "--resume: there is no run in nowhere"),
     (["train.py", "--root", "LICENSE"], 1, f"toy is not in {PROJECT}/LICENSE: ucfTrainTestlist/classInd.txt is"),
     (["train.py", "--out", "LICENSE/run"], 1, "LICENSE/run: Not a directory"),
     (["train.py", "--data", "tests", "--split", "2"], 1, "tests has no official splits"),
-    (["train.py", "--val-list", "a.txt"], 2, "--train-list (for training), --val-list and --labels go together"),
+    (["train.py", "--val-list", "a.txt"], 2, "lists need --val-list, --train-list and --labels, and no --classes"),
     (["train.py", "--weights", "nosuch.pt"], 1, "nosuch.pt: this is neither a file nor a model"),
-    (["data.py", "--val-list", "LICENSE"], 2, "--train-list (for training), --val-list and --labels go together"),
+    (["data.py", "--val-list", "LICENSE"], 2, "lists need --val-list, --train-list and --labels, and no --classes"),
     (["data.py", "--out", "no/where.png"], 1, "no/where.png: No such file or directory"),
     (["train.py", "--resolution", "1600000"], 1, "out of memory; try a smaller --batch-size"),
     (["evaluate.py", "--split", "4"], 2, "--split: invalid choice"),
     (["evaluate.py", "--views", "4x2"], 2, "--views: '4x2' is not a number of clips x 1 or 3 crops"),
-    (["evaluate.py", "--val-list", "LICENSE"], 2, "--val-list and --labels go together, and not with --classes"),
+    (["evaluate.py", "--val-list", "LICENSE"], 2, "lists need --val-list and --labels, and no --classes"),
     (["evaluate.py", "--val-list", "x", "--labels", "y", "--split", "2"], 2, "--split does not go with --val-list"),
     (["evaluate.py", "--zero-shot", "--weights", "tiny"], 2, "--zero-shot is about plain CLIP"),
     (["evaluate.py", "--weights", "LICENSE"], 1, "LICENSE is damaged or not a file of weights"),
@@ -57,11 +57,11 @@ def only_line(name, errors):
     (["evaluate.py", "--blend", "2", "--weights", "tiny"], 2, "--blend: 2 is not in the range from 0 to 1"),
     (["evaluate.py", "--video", "x.mp4"], 2, "--video needs --labels"),
     (["evaluate.py", "--video", "x", "--labels", "a", "--model", "tiny"], 1, "x: No such file or directory"),
-    (["evaluate.py", "--video", "{empty}", "--labels", "a", "--model", "tiny"], 1, "empty: no video is in there"),
+    (["evaluate.py", "--video", "{empty}", "--labels", "a", "--model", "tiny"], 1, "empty contains no video"),
     (["evaluate.py", "--video", "x.mp4", "--labels", "a", "--embeddings"], 2, "--video does not go with --embeddings"),
     (["prompt.py", "--ctx", "0", "0"], 2, "no prompts are left to be learned"),
-    (["prompt.py", "--ctx", "1", "70", "--out", "{}"], 1, "--ctx 70 for the text leaves no room for class names"),
-    (["prompt.py", "--depth", "9", "3", "--out", "{}"], 1, "--depth 9: the vision encoder has 3 layers"),
+    (["prompt.py", "--ctx", "1", "70", "--out", "{}"], 1, "--ctx 70: too many text prompts"),
+    (["prompt.py", "--depth", "9", "3", "--out", "{}"], 1, "--depth 9 3: the encoders have 3 and 3 layers"),
 ])
 def test_a_wrong_call(arguments, status, message, call, monkeypatch, tmp_path):
     monkeypatch.chdir(PROJECT)
@@ -248,13 +248,15 @@ def test_the_disk_is_full_while_saving(finished, call, run):
 
 
 def test_a_run_and_its_options_disagree(finished, call):
+    status, _, errors = call("prompt.py", "--resume", finished)
+    assert (status, f"{finished} is a run of train.py" in only_line("prompt.py", errors)) == (2, True)
     for flag, saved, given in (("--lr", "0.0008", "1.0"), ("--frames", "1", "4"), ("--seed", "1024", "7")):
         status, _, errors = call("train.py", "--resume", finished, flag, given)
         assert status == 2
         assert f"{flag} is {saved} in {finished} and cannot become {given}" in only_line("train.py", errors)
     status, _, errors = call("train.py", "--out", finished)
     assert status == 2
-    assert f"--out {finished} holds a run already; go on with it by --resume" in only_line("train.py", errors)
+    assert f"--out {finished} holds a run already; go on with it by --resume, or" in only_line("train.py", errors)
     content = torch.load(finished / "last.pt", weights_only=True)
     torch.save(content | {"classes": content["classes"][1:]}, finished / "last.pt")
     status, _, errors = call("train.py", "--resume", finished, "--micro-batch", "4", "--workers", "1")  # these may

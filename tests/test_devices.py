@@ -112,7 +112,7 @@ def model(gpu, tiny):
 
 @pytest.fixture
 def tokens(model):
-    return evaluate.class_tokens(model, ["box", "moon", "red ball"], "a {}.")
+    return evaluate.class_tokens(model, ["box", "moon", "red ball"])
 
 
 def test_the_check_notices_a_mixture_and_float64(model, tokens):
@@ -160,7 +160,7 @@ def test_videos_are_augmented_and_normalised_on_the_device(gpu, model):
 
 def test_predictions_come_back_from_the_device(model, tokens):
     """Of several models in several views."""
-    scores, labels, errors = evaluate.predict([model, model], loader(6), tokens)
+    scores, labels, errors = evaluate.predict([model, model], loader(6), [tokens, tokens])
     assert (scores.device.type, labels.device.type) == ("cpu", "cpu")
     assert scores.shape == (8, 2, 3)
     assert evaluate.evaluate(model, loader(1), tokens)["count"] == 8
@@ -187,14 +187,14 @@ def test_embeddings_come_back_from_the_device(model, tokens, tmp_path, monkeypat
     monkeypatch.setattr(evaluate, "draw_embeddings", lambda *_: None)
     videos = Batches(loader(6))
     videos.dataset = types.SimpleNamespace(paths=[])
-    evaluate.save_embeddings(types.SimpleNamespace(amp="bf16"), {"one": model, "two": model}, videos, tokens, [],
-                             tmp_path / "embeddings")
+    evaluate.save_embeddings(types.SimpleNamespace(amp="bf16"), {"one": model, "two": model}, videos, [tokens] * 2,
+                             [], tmp_path / "embeddings")
     assert saved["videos"].shape == (2, 8, 128)
     assert {saved[name].device.type for name in ("videos", "texts", "labels")} == {"cpu"}
 
 
 def test_models_are_blended_on_the_device(gpu):
-    args = types.SimpleNamespace(weights="tuned.pt", model="tiny", resolution=None, blend=[0, 0.25])
+    args = types.SimpleNamespace(weights="tuned.pt", model="tiny", resolution=None, template=None, blend=[0, 0.25])
     models = evaluate.load_models(args, gpu)
     assert list(models) == ["blend 0", "blend 0.25"]
     assert {parameter.device for model in models.values() for parameter in model.parameters()} == {gpu}

@@ -78,8 +78,8 @@ def test_splits_base_and_novel_give_means_deviations_and_harmonic_means(run, tun
 def test_predictions_are_the_mean_probability_over_the_views(clips):
     samples, names = clips
     model = clip.load("tiny")
-    tokens = evaluate.class_tokens(model, names, "{}")
-    scores, labels, _ = evaluate.predict([model], loader(samples, views=(2, 3)), tokens)
+    tokens = evaluate.class_tokens(model, names)
+    scores, labels, _ = evaluate.predict([model], loader(samples, views=(2, 3)), [tokens])
     for (path, label), score, of in zip(samples, scores[:, 0], labels):
         video = data.three_crops(data.read_video(path, 8), 64)  # [3, 8, 3, 64, 64]
         with torch.inference_mode():
@@ -93,8 +93,8 @@ def test_predictions_are_those_of_one_forward(clips, fusion):
     samples, names = clips
     model = clip.load("tiny")
     model.fusion = fusion
-    tokens = evaluate.class_tokens(model, names, "{}")
-    scores, _, _ = evaluate.predict([model], loader(samples), tokens)
+    tokens = evaluate.class_tokens(model, names)
+    scores, _, _ = evaluate.predict([model], loader(samples), [tokens])
     with torch.inference_mode():
         video = torch.stack([data.center_crop(data.read_video(path, 4), 64) for path, _ in samples])
         logits = model(video, tokens)
@@ -149,6 +149,28 @@ def test_all_blends_are_measured_at_once(run, tuned, tmp_path):
         assert run["per_class"] == read_results(tmp_path / name)["per_class"]
 
 
+def test_a_model_may_be_blended_with_itself(run, tmp_path):
+    run("evaluate.py", "--frames", "1", "--classes", "novel", "--weights", "tiny", "--blend", "0.5", "--out", tmp_path)
+    run("evaluate.py", "--frames", "1", "--classes", "novel", "--out", tmp_path / "plain")
+    assert read_results(tmp_path)["per_class"] == read_results(tmp_path / "plain")["per_class"]
+
+
+def test_pictures_of_several_lists_and_of_two_videos_are_different_ones(run, tmp_path):
+    samples, names = load("toy")
+    root = samples[0][0].parents[2]
+    (tmp_path / "names.csv").write_text("id,name\n" + "\n".join(f"{i},{name}" for i, name in enumerate(names)))
+    lists = []
+    for i in range(2):
+        lists.append(tmp_path / f"{i}.txt")
+        lists[-1].write_text(f"{samples[9 * i][0].relative_to(root)} 0\n")
+    run("evaluate.py", "--root", root, "--val-list", *lists, "--labels", tmp_path / "names.csv", "--model", "tiny",
+        "--attention", "--embeddings", "--out", tmp_path)
+    assert [np.load(tmp_path / f"embeddings-{i}.npz")["paths"][0] for i in (1, 2)] == [
+        str(samples[0][0]), str(samples[9][0])]
+    assert {path.name for path in tmp_path.glob("attention*")} == {
+        f"attention-{i + 1}-{samples[9 * i][0].stem}.png" for i in range(2)}
+
+
 def test_attention_equals_that_of_transformers():
     config = transformers.CLIPVisionConfig(hidden_size=128, intermediate_size=512, num_hidden_layers=3, image_size=64,
                                            num_attention_heads=2, patch_size=16, projection_dim=128,
@@ -201,7 +223,7 @@ def test_embeddings_keep_their_neighbours_in_two_dimensions(kind, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     torch.manual_seed(0)
     groups = torch.randn(3, 1, 16) + 0.05 * torch.randn(3, 20, 16)
-    name, points = evaluate.flatten(groups.flatten(0, 1))
+    name, points = evaluate.to_plane(groups.flatten(0, 1))
     assert name == kind
     points = torch.from_numpy(points)
     nearest = (torch.cdist(points, points) + 1e9 * torch.eye(60)).argmin(dim=1)
@@ -244,8 +266,8 @@ def test_own_videos_are_labelled_on_the_screen_and_in_a_table(run, clips, tmp_pa
     ("archery,  high jump,archery,", ["archery", "high jump"]),
     ("names.csv", ["one", "two"]),
     ("names.txt", ["one", "two"]),
-    (" , ", "names 0 classes"),
-    ("my lables", "names 1 classes"),
+    (" , ", "names fewer than two classes"),
+    ("my lables", "names fewer than two classes"),
     ("empty.txt", "names nothing"),
     ("missing.txt", "No such file"),
     ("broken.csv", "broken.csv, line 1: 'a,b': expected a line with the headings id,name"),
@@ -272,7 +294,7 @@ def test_classes_are_those_of_training_if_nothing_else_is_said(run, tuned, tmp_p
 
 def test_other_splits_than_that_of_training_are_warned_of(run, tuned, tmp_path):
     arguments = ("evaluate.py", "--weights", tuned, "--frames", "1", "--classes", "novel")
-    warning = f"warning: {tuned} has seen test videos of other splits than 1 in training"
+    warning = f"warning: {tuned} was trained on split 1: some of its training videos are in the test lists of the other"
     assert warning in run(*arguments, "--split", "1", "2")
     assert "warning" not in run(*arguments)
 

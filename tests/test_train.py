@@ -120,6 +120,13 @@ def test_fusions_in_evaluation_are_averages_over_time():
         torch.testing.assert_close(model(video, tokens).softmax(-1), frames.softmax(-1).mean(0))
 
 
+@pytest.mark.parametrize(("model", "batch", "expected"), [
+    ("ViT-B/16", "256", 8), ("ViT-B/16", "12", 4), ("ViT-B/16", "4", 4), ("tiny", "256", 256)])
+def test_a_gpu_takes_eight_videos_at_once_or_all_of_tiny(model, batch, expected, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--model", model, "--batch-size", batch])
+    assert train.parse_args(train.make_parser(None), train.PAPER, train.TINY).micro_batch == expected
+
+
 @pytest.mark.parametrize("tune", ["image", "text"])
 def test_one_encoder_alone_can_be_tuned(tune, tmp_path):
     """Without logit_scale, as in the original code."""
