@@ -124,8 +124,11 @@ def make_folder(args):
     if rank() == 0:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "args.json").write_text(json.dumps(vars(args), indent=1, default=str) + "\n", encoding="utf-8")
-        with open(args.out / "log.jsonl", "a" if args.resume else "w", encoding="utf-8") as file:
-            file.write("\n" if args.resume else "")  # the last line may have been cut off
+        if args.resume:
+            with open(args.out / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write("\n")  # the last line may have been cut off
+        else:
+            (args.out / "log.jsonl").unlink(missing_ok=True)  # of a run that failed before its first checkpoint
 
 
 def save(path, model, args, optimizer, scaler, state):
