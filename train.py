@@ -167,7 +167,9 @@ def read_log(folder):
 
 
 def draw_curves(folder):
-    """Draws curves.png from log.jsonl: loss and accuracy against epochs."""
+    """Draws curves.png from log.jsonl, in the main process: loss and accuracy against epochs."""
+    if rank() > 0:
+        return
     steps, validations = read_log(folder)
     with evaluate.figure(folder / "curves.png", 1, 2, figsize=(10, 3.6)) as (left, right):
         left.plot([r["epoch"] for r in steps], [r["loss"] for r in steps], color="#0072b2", linewidth=1)
@@ -277,7 +279,6 @@ def train(args, prepare):
     Returns the state at the end.
     """
     device = evaluate.start(args)
-    world = args.world
 
     # The videos and their classes, and what is trained on them
     train_samples, classes = data.load_samples(args, train=True)
@@ -286,21 +287,20 @@ def train(args, prepare):
         raise UserError(f"training has the classes {', '.join(classes)[:80]}, validation {', '.join(val_classes)[:80]}")
     steps_per_epoch = len(train_samples) // args.batch_size
     if not steps_per_epoch:
-        raise UserError(f"{len(train_samples)} training videos do not fill a batch of {args.batch_size}: choose "
-                        "a smaller --batch-size")
+        raise UserError(f"{len(train_samples)} training videos are fewer than --batch-size {args.batch_size}")
     last = args.out / "last.pt" if args.resume and (args.out / "last.pt").exists() else None
     model = clip.load(last or args.weights or args.model, device, image_size=args.resolution)
     val_loader = evaluate.make_loader(args, model.image_size, val_samples, args.micro_batch)
     optimizer, scaler, state = set_up(args, model, prepare, last, val_loader, classes, len(train_samples))
-    network = DistributedDataParallel(model) if world > 1 else model
+    network = DistributedDataParallel(model) if args.world > 1 else model
 
     # The order in which the videos are read, the workers that read them, and the class names
     clips = data.VideoDataset(train_samples, args.frames, model.image_size, train=True, seed=args.seed,
                               flip=not data.tell_left_from_right(classes), augment=args.augment)
-    batches = data.TrainingBatches(len(clips), args.batch_size, args.seed, rank(), world, args.micro_batch)
+    batches = data.TrainingBatches(len(clips), args.batch_size, args.seed, rank(), args.world, args.micro_batch)
     loader = data.make_loader(clips, batches, args.workers)
     tokens = evaluate.class_tokens(model, classes)  # [C, L]
-    micro_steps = args.batch_size // world // args.micro_batch
+    micro_steps = args.batch_size // args.world // args.micro_batch
     describe(args, model, classes, len(train_samples), len(val_samples))
     bar = tqdm(total=args.epochs * steps_per_epoch, initial=state.step, disable=rank() > 0 or None, bar_format=BAR)
     saved = time.perf_counter()
@@ -332,7 +332,7 @@ def train(args, prepare):
                     video, target = data.mix(video, target, args.seed, state.step, first_group)
 
                 # Forward, loss, backward: gradients add up, and DDP averages them over the processes in the last one
-                more_follow = world > 1 and i < micro_steps - 1
+                more_follow = args.world > 1 and i < micro_steps - 1
                 with network.no_sync() if more_follow else contextlib.nullcontext():
                     with evaluate.autocast(args, device):
                         logits = network(video, tokens)  # [B, C]; with --fusion image [B * T, C]
@@ -344,7 +344,7 @@ def train(args, prepare):
             # Step, unless the gradient is not finite; fp16 may overflow until the scaler has found its scale
             scaler.unscale_(optimizer)
             norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
-            loss, errors = sum(evaluate.gather([loss_sum.item()])) / world, evaluate.gather(errors)  # of all processes
+            loss, errors = sum(evaluate.gather([loss_sum.item()])) / args.world, evaluate.gather(errors)  # of all
             finite = math.isfinite(loss) and math.isfinite(norm)
             if not finite and not (scaler.is_enabled() and scaler.get_scale() >= 1):
                 raise UserError(f"the loss is {loss:g} and its gradient {norm:g} at step {state.step + 1}; try a lower "
@@ -378,8 +378,7 @@ def train(args, prepare):
             save(args.out / "best.pt", model, args, None, None, state)
         save(args.out / "last.pt", model, args, optimizer, scaler, state)
         saved = time.perf_counter()
-        if rank() == 0:
-            draw_curves(args.out)
+        draw_curves(args.out)
     bar.close()
     return state
 
@@ -408,7 +407,7 @@ def main():
     """Fine-tuning, new or resumed."""
     parser = make_parser(__doc__)
     group = parser.add_argument_group("what is trained, and what is averaged over time")
-    group.add_argument("--tune", choices=("both", "image", "text"), default="both", help="encoders")
+    group.add_argument("--tune", choices=("both", "image", "text"), default="both", help="encoders to train")
     group.add_argument("--fusion", choices=("embedding", "decision", "image"), default="embedding", metavar="WHAT",
                        help="embedding: the embeddings of the frames; decision: their logits; image: train on single "
                             "frames, and average probabilities in evaluation")

@@ -37,7 +37,7 @@ def only_line(name, errors):
     (["train.py", "--gpus", "64"], 2, "--gpus 64: this machine has"),
     (["train.py", "--augment", "mix", "--batch-size", "6"], 2, "--augment mix takes clips in groups of 4, not of 6"),
     (["train.py", "--micro-batch", "5"], 2, "--batch-size 32 must be a multiple of the processes times"),
-    (["train.py", "--batch-size", "5000"], 1, "880 training videos do not fill a batch of 5000: choose"),
+    (["train.py", "--batch-size", "5000"], 1, "880 training videos are fewer than --batch-size 5000"),
     (["train.py", "--resume", "nowhere"], 2, "--resume: there is no run in nowhere"),
     (["train.py", "--root", "LICENSE"], 1, f"toy is not in {PROJECT}/LICENSE: ucfTrainTestlist/classInd.txt is"),
     (["train.py", "--out", "LICENSE/run"], 1, "LICENSE/run: Not a directory"),

@@ -76,9 +76,14 @@ def test_as_few_text_prompts_as_a_photo_of_a_has_tokens_start_as_its_words(vocab
 
 
 def test_prompts_are_not_learned_on_top_of_prompts(learned, call):
-    status, _, errors = call("prompt.py", *SHORT, "--weights", learned / "best.pt", "--out", learned / "again")
+    """And the corrected call may use the folder again."""
+    arguments = ["prompt.py", *SHORT, "--epochs", "1", "--warmup-epochs", "0", "--out", learned / "again", "--weights"]
+    status, _, errors = call(*arguments, learned / "best.pt")
     assert status == 1
     assert "has prompts already: give the weights that they were learned for" in errors
+    status, out, _ = call(*arguments, learned.parent / "backbone.pt")
+    assert (status, "the best model is" in out) == (0, True)
+    assert (learned / "again" / "log.jsonl").read_text().count('"epoch": 0') == 1
 
 
 def test_prompts_take_places_of_the_text():
