@@ -389,15 +389,15 @@ def find_state(path, content):
     names = [str(name) for state in states for name in state]
     kinds = {"message_": "an X-CLIP, which has layers across time", "layer1.0.conv1.weight": "a CLIP with a ResNet",
              "vision_model.head": "a SigLIP", "visual.trunk": "a SigLIP or another model of timm"}
-    kind = next((kind for part, kind in kinds.items() if any(part in name for name in names)), "something else")
-    for state in states if kind == "something else" else ():
+    kind = next((kind for part, kind in kinds.items() if any(part in name for name in names)), None)
+    for state in states if kind is None else ():
         for name, mark in itertools.product(state, MARKS):
             if str(name).endswith(mark):
                 prefix = name.removesuffix(mark)
                 return {key.removeprefix(prefix).removeprefix("text."): value for key, value in state.items()
                         if torch.is_tensor(value)}, mark
-    found = f"{kind} ({', '.join(name[:30] for name in names[:2])}, ...)" if names else "no state dict"
-    raise InputError(f"{path} holds {found}; {SUPPORTED}")
+    found = f"{kind or 'something else'} ({', '.join(name[:30] for name in names[:2])}, ...)"
+    raise InputError(f"{path} holds {found if names else 'no state dict'}; {SUPPORTED}")
 
 
 # OpenAI's names for parts of the names in Hugging Face's CLIPModel, to be replaced in this order

@@ -765,19 +765,19 @@ def make_loader(clips, batches, workers):
 # ---- Command line ---------------------------------------------------------------------------------------------------
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the default of every flag that has one."""
+
+    def _get_help_string(self, action):
+        shown = action.default not in (None, False, argparse.SUPPRESS)
+        return action.help + (" (default: %(default)s)" if shown else "")
+
+
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose help begins with the docstring of the script and shows all defaults, and whose errors
-    are one line."""
+    """An argparse parser whose help begins with the docstring of the script and whose errors are one line."""
 
     def __init__(self, doc, usage="python %(prog)s [flags]", **options):
-        super().__init__(usage=usage, description=doc, allow_abbrev=False,
-                         formatter_class=argparse.RawDescriptionHelpFormatter, **options)
-
-    def format_help(self):
-        for action in self._actions:
-            if action.default not in (None, False, argparse.SUPPRESS):
-                action.help += " (default: %(default)s)"
-        return super().format_help()
+        super().__init__(usage=usage, description=doc, allow_abbrev=False, formatter_class=HelpFormatter, **options)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -873,7 +873,8 @@ def run(main, *errors):
     sys.exit(f"{Path(sys.argv[0]).name}: error: {message}")
 
 
-# ---- A look at a data set --------------------------------------------------------------------------------------------
+# ---- A look at a data set -------------------------------------------------------------------------------------------
+
 
 def picture_grid(rows, tile=128):
     """A picture of some rows, each a (title, frames uint8 [T, 3, S, S]), with frames of `tile` x `tile` pixels."""
@@ -896,7 +897,7 @@ def describe(samples, names, args):
     say(f"  {len(samples)} videos of {len(names)} classes, from {order[0][0]} ({order[0][1]}) to {order[-1][0]} "
         f"({order[-1][1]})")
     clips = VideoDataset(samples, num_frames=1, image_size=8, train=False)
-    chosen = range(0, len(samples), 1 if args.check_all else -(-len(samples) // 100))
+    chosen = range(0, len(samples), 1 if args.check_all else math.ceil(len(samples) / 100))
     with ThreadPool() as pool:  # threads do: FFmpeg works without Python's lock
         tried = pool.imap(lambda index: clips[0, index][3], chosen)
         errors = [error for error in tqdm(tried, "reading", len(chosen), leave=False, disable=None) if error]

@@ -120,6 +120,11 @@ def gather(rows):
     return [row for part in parts for row in part]
 
 
+def hide_bars():
+    """For tqdm's `disable`: bars are shown by the main process, and (None) on a terminal only."""
+    return True if rank() else None
+
+
 def autocast(args, device):
     """Mixed precision as --amp asks for it."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[args.amp]
@@ -152,8 +157,8 @@ def collect(loader, device, compute):
     Returns what it gives for all n videos of all processes, in the order of the data set: the outputs, a tensor
     [n, ...]; the labels, int64 [n]; and the errors, n strings, "" for videos that could be read.
     """
-    rows, hide = [], rank() > 0 or None  # None: hidden, too, where there is no terminal
-    for video, label, index, errors in tqdm(loader, "evaluating", leave=False, unit="batch", disable=hide):
+    rows = []
+    for video, label, index, errors in tqdm(loader, "evaluating", leave=False, unit="batch", disable=hide_bars()):
         output = compute(video.to(device, non_blocking=True)).float().cpu()
         rows += zip(index.tolist(), output, label.tolist(), errors)
     _, outputs, labels, errors = zip(*sorted(gather(rows), key=lambda row: row[0]))

@@ -302,7 +302,7 @@ def train(args, prepare):
     tokens = evaluate.class_tokens(model, classes)  # [C, L]
     micro_steps = args.batch_size // args.world // args.micro_batch
     describe(args, model, classes, len(train_samples), len(val_samples))
-    bar = tqdm(total=args.epochs * steps_per_epoch, initial=state.step, disable=rank() > 0 or None, bar_format=BAR)
+    bar = tqdm(total=args.epochs * steps_per_epoch, initial=state.step, disable=evaluate.hide_bars(), bar_format=BAR)
     saved = time.perf_counter()
 
     for epoch in range(state.epoch, args.epochs):

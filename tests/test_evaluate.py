@@ -294,7 +294,8 @@ def test_classes_are_those_of_training_if_nothing_else_is_said(run, tuned, tmp_p
 
 def test_other_splits_than_that_of_training_are_warned_of(run, tuned, tmp_path):
     arguments = ("evaluate.py", "--weights", tuned, "--frames", "1", "--classes", "novel")
-    warning = f"warning: {tuned} was trained on split 1: some of its training videos are in the test lists of the other"
+    warning = (f"warning: {tuned} was trained on split 1: some of its training videos are in the test lists of the "
+               "others")
     assert warning in run(*arguments, "--split", "1", "2")
     assert "warning" not in run(*arguments)
 
