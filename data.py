@@ -12,9 +12,9 @@ device. A data set is a list of (path, label) and a list of class names: see `uc
 import argparse
 import contextlib
 import csv
-import errno
 import functools
 import inspect
+import itertools
 import json
 import math
 import os
@@ -101,15 +101,13 @@ def reduced_size(height, width, short_side):
 def image_files(folder):
     """The images of a folder in the order of the numbers in their names: frame9.jpg comes before frame10.jpg. Optical
     flow beside them is left out. Raises UserError if images of other kinds are mixed (img_1.jpg, mask_1.jpg)."""
-    kinds = {}  # by the name without its numbers, with its ending
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGE_FILES and not JUNK.match(path.name):
-            kinds.setdefault(re.sub("[0-9]+", "", path.name).lower(), []).append(path)
-    kinds = {kind: files for kind, files in kinds.items() if not kind.startswith("flow")} or kinds
+    files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_FILES and not JUNK.match(path.name)]
+    files = [path for path in files if not path.name.lower().startswith("flow")] or files
+    kinds = {re.sub("[0-9]+", "", path.name).lower(): path.name for path in sorted(files, reverse=True)}
     if len(kinds) > 1:
-        first, second = (files[0].name for files in list(kinds.values())[:2])
-        raise UserError(f"images of several kinds, such as {first} and {second}: move one of them to another folder")
-    return sorted(sum(kinds.values(), []), key=lambda path: [int(part) for part in re.findall("[0-9]+", path.stem)])
+        one, other, *_ = kinds.values()
+        raise UserError(f"images of several kinds, such as {one} and {other}: move one of them to another folder")
+    return sorted(files, key=lambda path: ([int(part) for part in re.findall("[0-9]+", path.stem)], path.name))
 
 
 def read_images(folder, num_samples, rng, short_side):
@@ -120,10 +118,8 @@ def read_images(folder, num_samples, rng, short_side):
     for i in sorted(set(indices)):
         try:
             with Image.open(files[i]) as image:
-                size = size or reduced_size(image.height, image.width, short_side)
-                if image.getexif().get(0x112, 1) > 4 and not found:  # EXIF: on its side
-                    size = size[::-1]
                 image = ImageOps.exif_transpose(image)
+                size = size or reduced_size(image.height, image.width, short_side)
                 if image.mode.startswith("I"):  # 16 bits, which pillow would cut off at 255
                     image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
                 found[i] = np.array(image.convert("RGB").resize(size[::-1], Image.Resampling.BOX))
@@ -135,7 +131,9 @@ def read_images(folder, num_samples, rng, short_side):
 def decode_video(path, num_samples, rng, short_side):
     """`read_video` for a video file: a list of uint8 [h, w, 3]."""
     if not path.is_file():  # reading a pipe would wait for ever
-        raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
+        raise UserError("there is no such file")
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"over {MAX_BYTES:,} bytes: cut it into clips")
     # "file:", or else a colon in the name would make a protocol of what is before it.
     with av.open(f"file:{path}", **IGNORE_METADATA) as container:
         stream = container.streams.best("video")
@@ -165,14 +163,13 @@ def decode_video(path, num_samples, rng, short_side):
 def read_packets(container, stream):
     """The compressed packets of a video. They are small and can be kept: to count them is the only way to know the
     number of frames before decoding, since the header may lack it or lie."""
-    packets, size = [], 0
+    packets = []
     with contextlib.suppress(av.error.InvalidDataError):  # at a damaged place: what came before may do
         for packet in container.demux(stream):
             if packet.size:
                 packets.append(packet)
-                size += packet.size
-            if len(packets) > MAX_PACKETS or size > MAX_BYTES:
-                raise UserError(f"over {MAX_PACKETS:,} frames or {MAX_BYTES:,} bytes: cut it into clips")
+            if len(packets) > MAX_PACKETS:
+                raise UserError(f"over {MAX_PACKETS:,} frames: cut it into clips")
     return packets
 
 
@@ -182,12 +179,11 @@ def group_packets(packets):
     if any(packet.pts is None for packet in packets):
         return [packets]
     starts, earliest = [], float("inf")
-    for i, packet in reversed(list(enumerate(packets))):
+    for i, packet in reversed([*enumerate(packets)]):
         if i == 0 or (packet.is_keyframe and packet.pts < earliest):
-            starts.append(i)
+            starts.insert(0, i)
         earliest = min(earliest, packet.pts)
-    starts.reverse()
-    return [packets[start:end] for start, end in zip(starts, [*starts[1:], None])]
+    return [packets[start:end] for start, end in itertools.pairwise([*starts, None])]
 
 
 def decode(codec, groups, wanted, size):
@@ -333,49 +329,40 @@ JUNK = re.compile(r"\.|~\$|.*:zone\.identifier$|(thumbs\.db|desktop\.ini|icon\r|
                   r"lost\+found|__macosx|__pycache__|system volume information)$", re.IGNORECASE)
 IMAGE_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 OTHER_FILES = set("""
-.txt .md .csv .tsv .json .jsonl .xml .yaml .yml .ini .cfg .toml .log .html .pdf .doc .docx .xls .xlsx .rtf .nfo .url
-.lnk .srt .vtt .sub .ass .ssa .lrc .py .sh .bat .ipynb .mat .npy .npz .pkl .pt .pth .h5 .hdf5 .zip .rar .tar .gz .tgz
-.7z .bz2 .xz .part .tmp .bak .aria2 .crdownload .ytdl .description .torrent .md5 .sha1 .sha256 .db .exe .dll .mp3 .wav
-.flac .aac .m4a .ogg .opus .wma .aif .aiff .mid .tif .tiff .svg .ico .heic .heif .avif .jfif .jxl .jp2 .ppm .pgm .tga
-.psd .exr .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .aae .xmp .lrf .lrv .thm .apng
+.txt .md .csv .tsv .json .jsonl .xml .yaml .yml .ini .cfg .toml .log .html .pdf .doc .docx .xls .xlsx .srt .vtt .ass .py
+.sh .bat .ipynb .mat .npy .npz .pkl .pt .pth .h5 .zip .rar .tar .gz .tgz .7z .part .tmp .bak .crdownload .ytdl .torrent
+.md5 .sha1 .sha256 .db .exe .mp3 .wav .flac .aac .m4a .ogg .opus .wma .tif .tiff .svg .ico .heic .heif .avif .jfif .jxl
+.ppm .pgm .psd .dng .cr2 .nef .arw .raw .aae .xmp .lrf .lrv .thm
 """.split())  # all the rest is tried as a video
-ENDING = re.compile(r"(\.(avi|mp4|mkv|webm|mov|m4v|mpe?g|wmv|flv|3gp|3g2|m?ts|m2ts|gif|vob|asf|f4v|m1v|mjpeg|y4m))+$")
 
 
 def match_key(name):
-    """The name of a file or folder without what may differ on disk: its ending, capitals, Unicode form."""
-    return ENDING.sub("", unicodedata.normalize("NFC", name).lower())
+    """The name of a file or folder without what may differ on disk: its endings, capitals, Unicode form."""
+    return re.sub(r"(\.[a-z][a-z0-9]{1,4})+$", "", unicodedata.normalize("NFC", name).lower())
 
 
 def walk(folder, above=()):
-    """The videos below a folder, as in `find_videos`, and the files that are passed over: two lists. `above` are the
-    real folders on the way here."""
-    videos, others, images, above = [], [], [], above or (folder.resolve(),)
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except PermissionError:
-        return [], [folder]
-    for entry in entries:
-        path = Path(entry)
+    """The videos at any depth below a folder, and the other files: two lists. A video is a file that is not known to be
+    something else, or a folder of frames: one with images, and no other video in it or below. `above` are the real
+    folders on the way here, to which links may lead back."""
+    videos, images, others = [], [], []
+    above = above or (folder.resolve(), *folder.resolve().parents)
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        path, ending = Path(entry), Path(entry).suffix.lower()
         if JUNK.match(entry.name):
             continue
         if entry.is_dir():
-            real = path.resolve() if entry.is_symlink() else above[-1] / entry.name
-            if real not in above and not above[0].is_relative_to(real):  # no link back to where it is
-                more_videos, more_others = walk(path, (*above, real))
-                videos += more_videos
-                others += more_others
-        elif path.suffix.lower() in IMAGE_FILES:
-            images.append(path)
+            real = path.resolve() if entry.is_symlink() else above[0] / entry.name
+            more_videos, more_others = walk(path, (real, *above)) if real not in above else ([], [])
+            videos, others = videos + more_videos, others + more_others
         else:
-            (others if path.suffix.lower() in OTHER_FILES else videos).append(path)
+            (images if ending in IMAGE_FILES else others if ending in OTHER_FILES else videos).append(path)
     return ([folder], others) if images and not videos else (videos, others + images)
 
 
 def find_videos(path):
-    """The videos at any depth below a folder, or the path itself if it is a file. A video is a file that is not known
-    to be something else, or a folder of frames: one with images, and no other video in it or below. Says in a line what
-    is passed over. Raises UserError if there is no video, FileNotFoundError if there is nothing of that name."""
+    """The videos below a folder (see `walk`), or the path itself if it is a file. Says in a line what is passed over.
+    Raises UserError if there is no video."""
     if path.is_file():
         return [path]
     videos, others = walk(path)
@@ -387,29 +374,25 @@ def find_videos(path):
 
 
 @functools.cache
-def index_videos(folder):
+def index_videos(root):
     """The videos below a folder by the match_key of their names: {key: list of paths}."""
     index = {}
-    for path in walk(folder)[0] if folder.is_dir() else ():
+    for path in walk(root)[0] if root.is_dir() else ():
         index.setdefault(match_key(path.name), []).append(path)
     return index
 
 
-def find_listed(root, names, unique):
-    """The path below `root` of a video that is listed by one of some names, or None: as it stands there or, if that is
-    not on disk, with another ending, in other capitals or Unicode characters; in another folder if that is below the
-    listed one, if it is `root` itself, or if all names are `unique`."""
-    paths = [root / name.replace("\\", "/") for name in names]
-    for path in paths:
-        if path.exists():
-            return path
-    for path in paths:
-        folder = path.parent if path.is_relative_to(root) and path.parent.is_dir() else root
-        found = index_videos(folder).get(match_key(path.name), [])
-        same = [other for other in found if match_key(other.parent.name) == match_key(path.parent.name)]
-        if same or len(found) == 1 and (unique or folder == path.parent or found[0].parent == root):
-            return (same or found)[0]
-    return None
+def find_listed(root, name, unique):
+    """The path of a video that is listed as `name`, or None. If it is not on disk as it stands there: the video of the
+    same match_key in a folder of the same name, deeper, or directly in `root`; anywhere if names are `unique`."""
+    path = root / name.replace("\\", "/")
+    if path.exists():
+        return path
+    found, folder = index_videos(root).get(match_key(path.name), []), match_key(path.parent.name)
+    ways = ([video for video in found if match_key(video.parent.name) == folder],
+            [video for video in found if path.parent in video.parents],
+            [video for video in found if unique or video.parent == root])
+    return next((videos[0] for videos in ways if videos and (unique or len(videos) == 1)), None)
 
 
 def read_text(path):
@@ -423,7 +406,8 @@ def read_text(path):
 
 def read_lines(path, pattern, form, skip=None):
     """The lines of a text file: for each its place, for messages, and the groups of a regular expression. Blank lines
-    and those like `skip` are left out; any other raises UserError, which says what is expected, the `form`."""
+    and those that begin like `skip` are left out; any other raises UserError, which says what is expected, the `form`.
+    """
     for number, line in enumerate(map(str.strip, read_text(path).splitlines()), 1):
         match, where = re.fullmatch(pattern, line), f"{path}, line {number}: {line[:100]!r}"
         if match:
@@ -432,39 +416,30 @@ def read_lines(path, pattern, form, skip=None):
             raise UserError(f"{where}: expected {form}")
 
 
-def read_csv(path, *columns):
-    """The `columns` of a CSV with headings, whose case and order do not matter, split by commas, semicolons or tabs:
-    for each row its place, for messages, and a list of str."""
-    text = read_text(path).splitlines() or [""]
-    form = dict(delimiter=max(",;\t", key=text[0].count), skipinitialspace=True)
-    headings = [name.strip().lower() for name in next(csv.reader(text[:1], **form), [])]
-    if not set(columns) <= set(headings):
-        raise UserError(f"{path}, line 1: {text[0][:100]!r}: expected a line with the headings {','.join(columns)}")
-    rows, row = csv.reader(text[1:], strict=True, **form), []
+def read_csv(path, **columns):
+    """Some columns of a CSV with headings, each with the function that converts it: for each row its place, for
+    messages, and the values. Raises UserError, which says what is expected, for any other text."""
+    rows = csv.DictReader(read_text(path).splitlines(), skipinitialspace=True, strict=True)
     try:
-        for row in filter(any, rows):
-            where = f"{path}, line {rows.line_num + 1}: {','.join(row)[:100]!r}"
-            yield where, [row[headings.index(column)].strip() for column in columns]
-    except (IndexError, csv.Error) as error:  # csv.Error: a quotation mark that is not closed
-        raise UserError(f"{path}, line {rows.line_num + 1}: expected {','.join(columns)}") from error
+        for row in rows:
+            yield f"{path}, line {rows.line_num}", [convert(row[name].strip()) for name, convert in columns.items()]
+    except (KeyError, AttributeError, ValueError, csv.Error) as error:  # AttributeError: a row is too short
+        form = f"expected a CSV with the headings {','.join(columns)}"
+        raise UserError(f"{path}, line {rows.line_num}: {form}") from error
 
 
 def read_names(path):
-    """Class names by id, {int: str}: a CSV of id,name, or a text file of lines "name" or "id name"."""
-    form, names = "a name on each line or, in a CSV, id,name with each number once", {}
+    """Class names by id, {int: str}: a CSV of id,name, or a text file with a name on each line."""
+    names, form = {}, "a name on each line or, in a CSV, id,name with each number once"
     if str(path).endswith(".csv"):
-        rows = read_csv(path, "id", "name")
+        rows = read_csv(path, id=int, name=str)
     else:
-        lines = list(read_lines(path, r"([^\[\]{},;\t\0]+)", form))
-        numbered = all(re.match(r"[0-9]+\s+\S", line) for _, (line,) in lines)
-        rows = [(where, line.split(maxsplit=1) if numbered else (str(i), line))
-                for i, (where, (line,)) in enumerate(lines)]
+        lines = read_lines(path, r'(?![0-9]+\s)([^\[\]{}",;\t\0]+)', form)
+        rows = ((where, (i, name)) for i, (where, (name,)) in enumerate(lines))
     for where, (number, name) in rows:
-        if not number.isdecimal() or int(number) in names or not name:
+        if number in names or not name:
             raise UserError(f"{where}: expected {form}")
-        names[int(number)] = name
-    if not names:
-        raise UserError(f"{path} names nothing")
+        names[number] = name
     return dict(sorted(names.items()))
 
 
@@ -476,8 +451,8 @@ def read_json(path):
 
 
 # ---- Data sets ------------------------------------------------------------------------------------------------------
-# Each reader returns rows of (name of the video below `root`, label), and the class names, the same for both halves. A
-# video may have several possible names. The docstring says what belongs in `root`, to those who lack it.
+# Each reader returns rows of (name of the video below `root`, label) and the class names, the same for both halves. Its
+# docstring says what belongs in `root`, to those who lack it.
 
 
 def words(name):
@@ -503,12 +478,6 @@ def ucf101(root, split, train):
     return rows, [words(name) for name in names]
 
 
-def toy_ucf101(root, split, train):
-    """The toy draws itself into a folder that is not there yet."""
-    toy.draw.draw(root)
-    return ucf101(root, split, train)
-
-
 def hmdb51(root, split, train):
     """HMDB51 (Kuehne et al., 2011): <class>/*.avi and testTrainMulti_7030_splits/<class>_test_split<1|2|3>.txt."""
     lists, end, rows = root / "testTrainMulti_7030_splits", f"_test_split{split}.txt", []
@@ -524,40 +493,34 @@ def hmdb51(root, split, train):
 
 def kinetics(root, split, train):
     """Kinetics (Kay et al., 2017): train.csv, val.csv, and <id>_<start>_<end>.mp4 anywhere below train/ and val/."""
-    halves, rows = {}, []
-    for half, aliases in ((True, ("train",)), (False, ("val", "validate", "validation"))):
-        path = next((root / f"{name}.csv" for name in aliases if (root / f"{name}.csv").exists()), None)
-        if path or half == train:
-            path = path or root / f"{aliases[0]}.csv"
-            halves[half] = path.stem, [*read_csv(path, "label", "youtube_id", "time_start", "time_end")]
-    names = sorted({row[0] for _, listed in halves.values() for _, row in listed})  # those of both halves
-    label = {name: i for i, name in enumerate(names)}
-    folder, listed = halves[train]
-    folder = folder if (root / folder).is_dir() else "train" if train else "val"
-    for where, (name, video, *times) in listed:
-        if not all(re.fullmatch(r"[0-9]+(\.[0-9]*)?", time) for time in times):
-            raise UserError(f"{where}: expected times in seconds")
-        start, end = (int(float(time)) for time in times)
-        ways = (f"{video}_{start:06}_{end:06}", f"{video}_{start}_{end}", video)
-        rows.append((tuple(f"{folder}/{way}" for way in ways), label[name]))
+    columns = dict(label=str, youtube_id=str, time_start=float, time_end=float)
+    names = "val.csv", "validate.csv", "validation.csv"
+    paths = {True: root / "train.csv", False: root / next((name for name in names if (root / name).exists()), names[0])}
+    halves = {half: [row for _, row in read_csv(path, **columns)] for half, path in paths.items()
+              if half == train or path.exists()}
+    names = sorted({name for rows in halves.values() for name, *_ in rows})  # those of both halves
+    label, rows = {name: i for i, name in enumerate(names)}, []
+    for name, video, start, end in halves[train]:
+        ways = f"{video}_{start:06.0f}_{end:06.0f}", f"{video}_{start:.0f}_{end:.0f}", video
+        clip = next((way for way in ways if match_key(way) in index_videos(root)), ways[0])
+        rows.append((f"{'train' if train else 'val'}/{clip}", label[name]))
     return rows, names
 
 
 def ssv2(root, split, train):
     """Something-Something v2: labels.json, train.json, validation.json and 20bn-something-something-v2/*.webm."""
     path, rows = root / f"{'train' if train else 'validation'}.json", []
-    names, listed = read_json(root / "labels.json"), read_json(path)
-    if not isinstance(names, dict) or not all(str(i).isdecimal() for i in names.values()):
+    labels, listed = read_json(root / "labels.json"), read_json(path)
+    if not isinstance(labels, dict):
         raise UserError(f"{root / 'labels.json'}: expected {{name: number}}")
-    names = sorted(names, key=lambda name: int(names[name]))
-    label = {name: i for i, name in enumerate(names)}
-    for row in listed:
-        # "Holding [something]" is the class "holding something"
-        name = re.sub(r"[\[\]]", "", str(row.get("template"))) if isinstance(row, dict) else ""
-        if name not in label or "id" not in row:
-            raise UserError(f"{path}: {row!r}: expected id, and a template of labels.json")
-        rows.append((f"20bn-something-something-v2/{row['id']}.webm", label[name]))
-    return rows, [name.lower() for name in names]
+    try:
+        label = {name: int(i) for name, i in labels.items()}
+        for row in listed:
+            name = re.sub(r"[\[\]]", "", row["template"])  # "Holding [something]" is the class "holding something"
+            rows.append((f"20bn-something-something-v2/{row['id']}.webm", label[name]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: expected id, and a template of labels.json; {error!r}") from error
+    return rows, [name.lower() for name in sorted(label, key=label.get)]
 
 
 def folder(root, split, train):
@@ -576,29 +539,26 @@ def folder(root, split, train):
     return rows, [words(name) for name in classes]
 
 
-DATASETS = {"toy": toy_ucf101, "ucf101": ucf101, "hmdb51": hmdb51, "k400": kinetics, "k600": kinetics, "ssv2": ssv2}
+DATASETS = {"toy": ucf101, "ucf101": ucf101, "hmdb51": hmdb51, "k400": kinetics, "k600": kinetics, "ssv2": ssv2}
 
 
 def root_of(args):
     """The folder of a data set: --root, or where it is by default."""
-    default = args.data or ""
-    if args.data in DATASETS:
-        default = toy.draw.CACHE if args.data == "toy" else Path("datasets") / args.data
-    return Path(args.root or default).absolute()
+    if args.data not in DATASETS:
+        return Path(args.root or args.data or "").absolute()
+    return Path(args.root or (toy.draw.CACHE if args.data == "toy" else f"datasets/{args.data}")).absolute()
 
 
 def read_list(path, labels):
     """A list of the original code, lines of "path label", and its class names, a CSV of id,name: rows and names."""
     names, rows = read_names(labels), []
     form, skip = "'path label', the label a number", "# |.*(path|file|video).*label"  # comments and headings
-    for where, (name, number, _) in read_lines(path, r'"?((?!# ).+?)"?[\s,;]+([0-9]+)(\.0*)?', form, skip):
+    for where, (name, number) in read_lines(path, r'"?((?!# ).+?)"?[\s,;]+([0-9]+)(?:\.0*)?', form, skip):
         if re.search(r"\.\w{2,4}[\s,;]+[0-9]+$", name):  # "file.avi 12 0": which number is the label?
             raise UserError(f"{where}: expected {form}")
         if int(number) not in names:
             raise UserError(f"{where}: {labels} has no class for the label {number}")
         rows.append((name, list(names).index(int(number))))
-    if not rows:
-        raise UserError(f"{path} lists no videos; expected lines of {form}")
     return rows, list(names.values())
 
 
@@ -609,10 +569,12 @@ def read_dataset(name, root, split=1, train=False):
     if split > 1 and reader in (kinetics, ssv2, folder):
         raise UserError(f"--split {split}: {name} has no official splits")
     try:
+        if name == "toy":
+            toy.draw.draw(root)  # if it is not there yet
         return reader(root, split, train)
     except (FileNotFoundError, NotADirectoryError) as error:
-        missing, how = Path(error.filename).relative_to(root), inspect.cleandoc(reader.__doc__ or "")
-        how = how.replace("{root}", str(root))
+        missing, how = Path(error.filename).relative_to(root), "" if name == "toy" else reader.__doc__ or ""
+        how = inspect.cleandoc(how).replace("{root}", str(root))
         raise UserError(f"{what} is not in {root}: {missing} is missing. {how}") from error
 
 
@@ -658,21 +620,19 @@ def load_samples(args, train):
     if args.classes != "all":  # the training videos of split 1 decide, whichever are read
         base = base_classes(read_dataset(args.data, root, train=True)[0], len(names))
         kept = [label for label in range(len(names)) if (label in base) == (args.classes == "base")]
-        position = {label: i for i, label in enumerate(kept)}
-        rows = [(name, position[label]) for name, label in rows if label in position]
+        rows = [(name, kept.index(label)) for name, label in rows if label in kept]
         names = [names[label] for label in kept]
     samples, missing = [], []
     for name, label in rows:
-        names_on_disk = name if isinstance(name, tuple) else (name,)
-        video = find_listed(root, names_on_disk, unique=not path)  # those of the data sets are
+        video = find_listed(root, name, unique=not path)  # those of the data sets are
         if not video:
-            missing.append(root / names_on_disk[0])
+            missing.append(root / name)
         # Many videos of Kinetics have vanished from the web: they are left out. Others count as unreadable.
         if video or args.data not in ("k400", "k600"):
-            samples.append((video or missing[-1], label))
+            samples.append((video or root / name, label))
     if len(missing) == len(rows):
-        where = f"looked for {missing[0]}" if rows else f"nothing is listed in {path or root}"
-        raise UserError(f"no {half} video is on disk; {where}")
+        raise UserError(f"no {half} video is on disk; looked for {missing[0]}" if rows else
+                        f"{path or root} lists no videos")
     if missing:
         say(f"{len(missing)} of the {len(rows)} {half} videos are not on disk, such as {missing[0]}")
     return draw_shots(samples, args.shots, args.seed) if train and args.shots else samples, names
@@ -803,35 +763,31 @@ def name_or_folder(text):
 def add_arguments(parser, name="--data", training=False):
     """The flags about data, the same in every script; here the name of the data set needs no flag. `training` adds
     those about training videos; without, several splits, lists and kinds of classes may be given."""
-    group = parser.add_argument_group("data")
+    add = parser.add_argument_group("data").add_argument
     several = {} if training else dict(nargs="+")
-    group.add_argument(name, nargs=None if name.startswith("-") else "?", type=name_or_folder, metavar="DATA",
-                       help=f"{', '.join(DATASETS)}, or a folder of your own, train/<class>/* and val/<class>/*")
-    group.add_argument("--root", type=os.path.abspath, metavar="FOLDER", help="where DATA is, by default datasets/DATA")
-    group.add_argument("--split", type=int, choices=(1, 2, 3), default=1 if training else [1], help="official split",
-                       **several)
-    group.add_argument("--classes", choices=("all", "base", "novel"), default="all" if training else ["all"], **several,
-                       help="base: the half with the most training videos; novel: the others")
-    group.add_argument("--val-list", type=os.path.abspath, metavar="FILE", **several,
-                       help="lines 'path label' below --root in place of a split, as in the original code")
-    group.add_argument("--labels", type=os.path.abspath if training else str, metavar="FILE", **several,
-                       help="names of the classes, a CSV of id,name: for lists, or in place of those of DATA")
-    group.add_argument("--frames", type=at_least(1), metavar="N", help="frames sampled from a video")
+    add(name, nargs=None if name.startswith("-") else "?", type=name_or_folder, metavar="DATA",
+        help=f"{', '.join(DATASETS)}, or a folder of your own, train/<class>/* and val/<class>/*")
+    add("--root", type=os.path.abspath, metavar="FOLDER", help="where DATA is, by default datasets/DATA")
+    add("--split", type=int, choices=(1, 2, 3), default=1 if training else [1], help="official split", **several)
+    add("--classes", choices=("all", "base", "novel"), default="all" if training else ["all"], **several,
+        help="base: the half with the most training videos; novel: the others")
+    add("--val-list", type=os.path.abspath, metavar="FILE", help="lines 'path label', in place of a split", **several)
+    add("--labels", type=os.path.abspath if training else str, metavar="FILE", **several,
+        help="names of the classes, a CSV of id,name: for lists, or in place of those of DATA")
+    add("--frames", type=at_least(1), metavar="N", help="frames sampled from a video")
     if training:
-        group.add_argument("--train-list", type=os.path.abspath, metavar="FILE", help="as --val-list, for training")
-        group.add_argument("--shots", type=at_least(1), metavar="N", help="use at most N training videos of each class")
-        group.add_argument("--augment", choices=AUGMENTATIONS, metavar="HOW",
-                           help="none; crop: random frames, crop, flip; color: also colours; mix: also mixup or CutMix")
-        group.add_argument("--seed", type=at_least(0), metavar="N", default=1024, help="random seed")
+        add("--train-list", type=os.path.abspath, metavar="FILE", help="as --val-list, for training")
+        add("--shots", type=at_least(1), metavar="N", help="use at most N training videos of each class")
+        add("--augment", choices=AUGMENTATIONS, metavar="HOW",
+            help="none; crop: random frames, crop, flip; color: also colours; mix: also mixup or CutMix")
+        add("--seed", type=at_least(0), metavar="N", default=1024, help="random seed")
 
 
 def check_lists(parser, args):
     """Ends a call with only some of the flags that go together."""
-    lists = {"val_list", "train_list"} & vars(args).keys()
-    given = [name for name in lists if getattr(args, name)]
-    if given and not (len(given) == len(lists) and args.labels and args.classes in ("all", ["all"])):
-        needed = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(lists, reverse=True))
-        parser.error(f"lists need {needed} and --labels, and no --classes")
+    lists = args.val_list, getattr(args, "train_list", args.val_list)  # evaluate.py has the first alone
+    if any(lists) and not (all(lists) and args.labels and args.classes in ("all", ["all"])):
+        parser.error("lists need --val-list, --labels and, in training, --train-list, and no --classes")
 
 
 def tell_left_from_right(names):
@@ -890,12 +846,15 @@ def picture_grid(rows, tile=128):
     return sheet
 
 
-def describe(samples, names, args):
-    """Prints what is in one half of a data set, and tries to read a hundred of its videos, or all."""
+def describe(args, train):
+    """Prints what is in one half of a data set, and tries to read a hundred of its videos, or all. Returns the half, as
+    `load_samples`."""
+    samples, names = load_samples(args, train)
     sizes = Counter(label for _, label in samples)
     order = sorted((sizes[label], name) for label, name in enumerate(names))
-    say(f"  {len(samples)} videos of {len(names)} classes, from {order[0][0]} ({order[0][1]}) to {order[-1][0]} "
-        f"({order[-1][1]})")
+    (few, smallest), (many, largest) = order[0], order[-1]
+    say(f"{'training' if train else 'validation'}:\n"
+        f"  {len(samples)} videos of {len(names)} classes, from {few} ({smallest}) to {many} ({largest})")
     clips = VideoDataset(samples, num_frames=1, image_size=8, train=False)
     chosen = range(0, len(samples), 1 if args.check_all else math.ceil(len(samples) / 100))
     with ThreadPool() as pool:  # threads do: FFmpeg works without Python's lock
@@ -904,6 +863,7 @@ def describe(samples, names, args):
     say(f"  {len(chosen)} tried: {len(errors)} unreadable")
     for error in errors:
         say(f"  unreadable {error}")
+    return samples, names
 
 
 def main():
@@ -915,25 +875,21 @@ def main():
     args = parser.parse_args()
     check_lists(parser, args)
     args.data = args.data or (None if args.val_list else "toy")
-    model, size, num_frames, augment = ("tiny", 64, 8, "crop") if args.data == "toy" else ("ViT-B/16", 224, 32, "mix")
+    size, num_frames, augment = (64, 8, "crop") if args.data == "toy" else (224, 32, "mix")
     num_frames, augment = args.frames or num_frames, args.augment or augment
-    halves = {half: load_samples(args, half == "training") for half in ("training", "validation")}
-    for half, (samples, names) in halves.items():
-        say(f"{half}:")
-        describe(samples, names, args)
+    samples, names = describe(args, train=True)
+    describe(args, train=False)
 
-    samples, names = halves["training"]
     clips = VideoDataset(samples, num_frames, size, True, args.seed, not tell_left_from_right(names), augment)
     rows = []
-    for index in np.unique(np.linspace(0, len(clips) - 1, 10).astype(int)).tolist():  # spread over the classes
-        video, label, _, error = clips[0, index]
+    for index in np.linspace(0, len(clips) - 1, min(len(clips), 10)).astype(int).tolist():  # spread over the classes
+        video, label, index, _ = clips[0, index]
         if augment in ("color", "mix"):
             video = change_colors(video[None], args.seed, 0, [index])[0]
-        frames = video[sample_frames(num_frames, min(num_frames, 8))]
-        rows.append((f"unreadable: {ascii(os.path.basename(error))}", frames[:0]) if error else (names[label], frames))
+        rows.append((names[label], video[sample_frames(num_frames, min(num_frames, 8))]))
     out = args.out or Path(f"{Path(args.data or args.train_list).stem}.png")
     picture_grid(rows).save(out)
-    say(f"{out} shows some training videos as {model} sees them: {size} pixels, {min(num_frames, 8)} of {num_frames} "
+    say(f"{out} shows some training videos as a model sees them: {size} pixels, {min(num_frames, 8)} of {num_frames} "
         f"frames, --augment {augment}{', not yet mixed' if augment == 'mix' else ''}")
 
 

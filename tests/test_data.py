@@ -495,7 +495,7 @@ training:
 validation:
   2 videos of 2 classes, from 1 (apply eye makeup) to 1 (yo yo)
   2 tried: 0 unreadable
-{sheet} shows some training videos as ViT-B/16 sees them: 224 pixels, 8 of 32 frames, --augment mix, not yet mixed
+{sheet} shows some training videos as a model sees them: 224 pixels, 8 of 32 frames, --augment mix, not yet mixed
 """
     assert Image.open(sheet).size == (210 + 8 * 130, 4 * 130)
 

@@ -268,9 +268,9 @@ def test_own_videos_are_labelled_on_the_screen_and_in_a_table(run, clips, tmp_pa
     ("names.txt", ["one", "two"]),
     (" , ", "names fewer than two classes"),
     ("my lables", "names fewer than two classes"),
-    ("empty.txt", "names nothing"),
+    ("empty.txt", "names fewer than two classes"),
     ("missing.txt", "No such file"),
-    ("broken.csv", "broken.csv, line 1: 'a,b': expected a line with the headings id,name"),
+    ("broken.csv", "broken.csv, line 2: expected a CSV with the headings id,name"),
 ])
 def test_labels_are_names_or_a_file(text, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -201,11 +201,12 @@ def test_junk_in_the_trees_of_data_sets_is_no_list_and_no_video(junk, put, here,
 
 
 LABELS = [  # ending of the file and content; these are read, the others may be told
-    (".txt", "\ufeffarchery\r\nbowling\r\n"),
-    (".txt", "1 archery\n2 bowling\n"), (".txt", "\n archery \n\nbowling"), (".csv", "id;name\n0;archery\n1;bowling\n"),
-    (".csv", "ID, Name\n0, archery\n1, bowling\n"), (".csv", "id\tname\n0\tarchery\n1\tbowling\n"),
+    (".txt", "\ufeffarchery\r\nbowling\r\n"), (".txt", "\n archery \n\nbowling"),
+    (".csv", "id, name\n0, archery\n1, bowling\n"),
     (".csv", '\ufeffname,id,count\r\nbowling,1,7\r\n"archery",0,7\r\n')]
 OTHER_LABELS = [
+    (".txt", "1 archery\n2 bowling\n"), (".csv", "id;name\n0;archery\n1;bowling\n"),
+    (".csv", "ID, Name\n0, archery\n1, bowling\n"), (".csv", "id\tname\n0\tarchery\n1\tbowling\n"),
     (".txt", b"archery\nbogenschie\xdfen"), (".json", '["archery", "bowling"]'), (".json", '[\n "a",\n "b"\n]'),
     (".json", '{"archery": 0, "bowling": 1}'), (".csv", "archery\nbowling\n"), (".csv", "0,archery\n1,bowling\n"),
     (".csv", "label,class\n0,archery\n"), (".csv", "id,name\n0,a\n0,b\n"), (".csv", "id,name\n0,\n1,bowling\n"),
@@ -231,10 +232,10 @@ def test_many_labels_fit_into_one_argument(put, run):
     assert {re.split(" {2,}", line.strip())[1] for line in out[1:]} < set(names)
 
 
-def read(here, rows, labels="id,name\n0,a\n1,b\n", ending=".csv"):
+def read(here, rows, labels="id,name\n0,a\n1,b\n"):
     """The videos of a list: file and name of the class."""
     samples, names = data.load_samples(flags(data=None, root=here, val_list=write(here / "list.txt", rows),
-                                             labels=write(here / f"labels{ending}", labels)), train=False)
+                                             labels=write(here / "labels.csv", labels)), train=False)
     return [(file, names[label]) for file, label in found(samples, here)]
 
 
@@ -259,7 +260,7 @@ def test_lists_of_videos_are_read_or_told(rows, put, here):
 def test_numbers_before_names_are_those_of_the_list(put, here):
     """Here of one with a file whose name begins like a comment, as some of HMDB51's do."""
     put("v1.avi", "#20_v2.avi")
-    assert read(here, "v1.avi 1\n#20_v2.avi 2\n", "1 a\n2 b\n3 c\n", ".txt") == [("v1.avi", "a"), ("#20_v2.avi", "b")]
+    assert read(here, "v1.avi 1\n#20_v2.avi 2\n", "id,name\n1,a\n3,c\n2,b\n") == [("v1.avi", "a"), ("#20_v2.avi", "b")]
 
 
 @pytest.mark.parametrize("twin", [None, "two words", "Two Words", "two  words", "TWO words "])
@@ -311,7 +312,7 @@ NFD = unicodedata.normalize("NFD", "caf\u00e9/\u00e9t\u00e9#(1)!&.avi")
         f"val/a (b)/{ID}.MP4", "val/-Ab_1.mp4", "val/-Ab_1_20_30.webm", f"val/a_(b)/{ID}.mp4.mkv", f"val_256/{ID}.mp4",
         f"val/{ID}/1.jpg")),
     ("k400", {"val.csv": "\ufeff" + CSV.format("20.0").replace("\n", "\r\n")}, f"val/{ID}.mp4"),
-    ("k600", {"val.csv": CSV.replace(",", ";").format(20)}, f"val/{ID}.mp4"),
+    ("k600", {"val.csv": CSV.format(20)}, f"val/{ID}.mp4"),
     *(("k400", {"validate.csv": CSV.format(20)}, f"{half}/{ID}.mp4") for half in ("val", "validate")),
     *(("ucf101", UCF101, file) for file in (
         "UCF-101/HandstandPushups/v_HandStandPushups_c01.AVI", "UCF-101/HandStandPushups/v_HandStandPushups_c01.avi",

@@ -228,7 +228,7 @@ def test_what_would_take_too_much_time_or_memory_is_refused(tmp_path, monkeypatc
     path = write_video(tmp_path / "video.mkv", numbered_frames(100))
     Image.new("1", (100, 9)).save(tmp_path / "frame1.png")
     for bound, value, error in (("MAX_PIXELS", 700, "a frame of 32 x 24 pixels is too large"),
-                                ("MAX_PACKETS", 99, "over 99 frames"), ("MAX_BYTES", 500, "or 500 bytes"),
+                                ("MAX_PACKETS", 99, "over 99 frames"), ("MAX_BYTES", 500, "over 500 bytes"),
                                 ("MAX_DECODED", 24 * 32 * 50, "it takes too long to decode")):
         with monkeypatch.context() as patch:
             patch.setattr(data, bound, value)
