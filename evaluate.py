@@ -12,7 +12,6 @@ whatever the batch size and the number of processes; one that cannot be read cou
     python evaluate.py --video clip.mp4 --labels "archery, bowling, juggling balls" --model ViT-B/16
 """
 import argparse
-import contextlib
 import copy
 import csv
 import importlib.util
@@ -40,18 +39,17 @@ def add_arguments(parser, training=False):
     """The flags about data, model and machine, the same in every script."""
     data.add_arguments(parser, training=training)
     parser.epilog = "Defaults depend on --data, --model and --weights: give these before --help to see theirs."
-    group = parser.add_argument_group("model")
-    group.add_argument("--model", choices=clip.MODELS, metavar="NAME", help=f"plain CLIP: {', '.join(clip.MODELS)}")
-    group.add_argument("--weights", metavar="FILE", help="file of weights to use in its place, of any CLIP with a ViT")
-    group.add_argument("--template", metavar="TEXT", help="sentence around a class name, which {} stands for")
-    group.add_argument("--resolution", type=data.at_least(1), metavar="N", help="pixels a side, if not the model's")
-    group = parser.add_argument_group("machine")
-    group.add_argument("--gpus", type=data.at_least(0), metavar="N", help="0 is the CPU; by default 1 if there is one")
-    group.add_argument("--workers", type=data.at_least(0), metavar="N", help="processes that decode, per GPU",
-                       default=min(getattr(os, "process_cpu_count", os.cpu_count)(), 8))
-    group.add_argument("--batch-size", type=data.at_least(1), metavar="N", help="videos in a batch, over all GPUs")
-    group.add_argument("--amp", choices=("bf16", "fp16", "off"),
-                       help="mixed precision; by default bf16, fp16 where the GPU has no bf16, else off")
+    add = parser.add_argument_group("model").add_argument
+    add("--model", choices=clip.MODELS, metavar="NAME", help=f"plain CLIP: {', '.join(clip.MODELS)}")
+    add("--weights", metavar="FILE", help="file of weights to use in its place, of any CLIP with a ViT")
+    add("--template", metavar="TEXT", help="sentence around a class name, which {} stands for")
+    add("--resolution", type=data.at_least(1), metavar="N", help="pixels a side, if not the model's")
+    add = parser.add_argument_group("machine").add_argument
+    cores = getattr(os, "process_cpu_count", os.cpu_count)()
+    add("--gpus", type=data.at_least(0), metavar="N", help="0 is the CPU; by default 1 if there is one")
+    add("--workers", type=data.at_least(0), metavar="N", default=min(cores, 8), help="processes that decode, per GPU")
+    add("--batch-size", type=data.at_least(1), metavar="N", help="videos in a batch, over all GPUs")
+    add("--amp", choices=("bf16", "fp16", "off"), help="mixed precision; by default on where the GPU has it")
 
 
 def first_look(parser, paper, tiny):
@@ -75,12 +73,12 @@ def first_look(parser, paper, tiny):
 def choose_device(parser, args):
     """Completes --gpus and --amp by what this machine has, and the number of processes, args.world."""
     found = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-    args.gpus = min(found, 1) if args.gpus is None else args.gpus
-    if args.gpus > max(found, 1):
-        parser.error(f"--gpus {args.gpus}: this machine has {found}")
-    if args.gpus > found:
-        say(f"warning: --gpus {args.gpus}, but there is no GPU here: running on the CPU")
-        args.gpus = 0
+    asked = min(found, 1) if args.gpus is None else args.gpus
+    if asked > max(found, 1):
+        parser.error(f"--gpus {asked}: this machine has {found}")
+    if asked > found:
+        say(f"warning: --gpus {asked}, but there is no GPU here: running on the CPU")
+    args.gpus = min(asked, found)
     if args.amp is None:
         kind = torch.accelerator.current_accelerator().type if args.gpus else "cpu"
         # Older GPUs, such as the Tesla T4, emulate bf16, which is slow.
@@ -244,21 +242,7 @@ def blend(plain, tuned, share):
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#b8a800")
 MARKERS = "os^DvP*X"
-MAX_NAMES = 64  # classes that a picture has room for by name
-
-
-@contextlib.contextmanager
-def figure(path, *args, **options):
-    """Axes of matplotlib to draw on; what is drawn is saved to `path`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    picture, axes = plt.subplots(*args, layout="constrained", **options)
-    yield axes
-    picture.savefig(path, dpi=120)
-    plt.close(picture)
+MAX_NAMES = 64  # classes that a picture has room for
 
 
 def to_plane(embeddings):
@@ -276,18 +260,20 @@ def to_plane(embeddings):
 
 def draw_embeddings(embeddings, labels, classes, path):
     """Draws the video embeddings {name of the model: [n, D]} in two dimensions, side by side, coloured by class (the
-    paper's figure 1); of more than MAX_NAMES classes those whose numbers are spread over the list."""
-    shown = np.unique(np.linspace(0, len(classes) - 1, MAX_NAMES).round().astype(int)).tolist()
-    columns, kept = math.ceil(len(shown) / 26), torch.isin(labels, torch.tensor(shown))
-    with figure(path, 1, len(embeddings), figsize=(5 * len(embeddings) + 2 * columns, 5), squeeze=False) as (row,):
-        for axes, (name, videos) in zip(row, embeddings.items()):
-            kind, points = to_plane(videos[kept])
-            for i, label in enumerate(shown):
-                axes.scatter(*points[(labels[kept] == label).numpy()].T, s=22, color=COLORS[i % 8], linewidths=0,
-                             marker=MARKERS[(i + i // 8) % 8], label=classes[label])
-            axes.set(xticks=[], yticks=[], xlabel=f"{kind} 1\n{name}", ylabel=f"{kind} 2")
-        handles, names = row[-1].get_legend_handles_labels()
-        row[-1].figure.legend(handles, names, loc="outside right upper", ncols=columns, fontsize=8)
+    paper's figure 1); of more than MAX_NAMES classes the first."""
+    from matplotlib.figure import Figure
+
+    kept, names = (labels >= 0) & (labels < MAX_NAMES), classes[:MAX_NAMES]
+    columns = math.ceil(len(names) / 26)
+    picture = Figure(figsize=(5 * len(embeddings) + 2 * columns, 5), layout="constrained")
+    for axes, (model, videos) in zip(picture.subplots(1, len(embeddings), squeeze=False)[0], embeddings.items()):
+        kind, points = to_plane(videos[kept])
+        for i, name in enumerate(names):
+            axes.scatter(*points[(labels[kept] == i).numpy()].T, s=22, color=COLORS[i % 8], linewidths=0,
+                         marker=MARKERS[(i + i // 8) % 8], label=name)
+        axes.set(xticks=[], yticks=[], xlabel=f"{kind} 1\n{model}", ylabel=f"{kind} 2")
+    picture.legend(*axes.get_legend_handles_labels(), loc="outside right upper", ncols=columns, fontsize=8)
+    picture.savefig(path, dpi=120)
     say(f"drawn: {path}")
 
 
@@ -340,18 +326,18 @@ def make_parser():
     """The flags of this script, without the defaults that depend on others."""
     parser = data.Parser(__doc__)
     add_arguments(parser)
-    group = parser.add_argument_group("evaluation")
-    group.add_argument("--zero-shot", action="store_true", help="plain CLIP, as without --weights")
-    group.add_argument("--views", type=views, default="1x1", metavar="VxK", help="V clips of a video, K crops of each")
-    group.add_argument("--blend", type=data.at_least(0, float, 1), nargs="+", metavar="SHARE",
-                       help="mix the weights of --model, 0, with --weights, 1")
-    group = parser.add_argument_group("a look at the model")
-    group.add_argument("--video", nargs="+", type=Path, metavar="PATH",
-                       help="your own videos, or folders of them, to be told apart by --labels: names between commas, "
-                            "or a file with one a line; by default the classes of --weights")
-    group.add_argument("--attention", action="store_true", help="draw where the class token looks, attention*.png")
-    group.add_argument("--embeddings", action="store_true", help="save and draw them, embeddings*.npz and .png")
-    group.add_argument("--out", type=Path, metavar="FOLDER", help="for these files, and then also results.json")
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--zero-shot", action="store_true", help="plain CLIP, as without --weights")
+    add("--views", type=views, default="1x1", metavar="VxK", help="V clips of a video, K crops of each")
+    add("--blend", type=data.at_least(0, float, 1), nargs="+", metavar="SHARE",
+        help="mix the weights of --model, 0, with --weights, 1")
+    add = parser.add_argument_group("a look at the model").add_argument
+    add("--video", nargs="+", type=Path, metavar="PATH",
+        help="your own videos, or folders of them, to be told apart by --labels: names between commas, or a file with "
+             "one a line; by default the classes of --weights")
+    add("--attention", action="store_true", help="draw where the class token looks, attention*.png")
+    add("--embeddings", action="store_true", help="save and draw them, embeddings*.npz and .png")
+    add("--out", type=Path, metavar="FOLDER", help="for these files, and then also results.json")
     return parser
 
 

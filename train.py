@@ -168,18 +168,22 @@ def read_log(folder):
 
 def draw_curves(folder):
     """Draws curves.png from log.jsonl, in the main process: loss and accuracy against epochs."""
+    from matplotlib.figure import Figure
+
     if rank() > 0:
         return
     steps, validations = read_log(folder)
-    with evaluate.figure(folder / "curves.png", 1, 2, figsize=(10, 3.6)) as (left, right):
-        left.plot([r["epoch"] for r in steps], [r["loss"] for r in steps], color="#0072b2", linewidth=1)
-        left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
-        for name, label, color in (("top1", "top-1", "#0072b2"), ("top5", "top-5", "#009e73")):
-            epochs, figures = [r["epoch"] for r in validations], [r[name] for r in validations]
-            right.plot(epochs, figures, "o-", color=color, label=label)
-        right.axhline(validations[0]["top1"], color="#555555", linestyle=":", label="top-1 before training")
-        right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
-        right.legend()
+    picture = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = picture.subplots(1, 2)
+    left.plot([r["epoch"] for r in steps], [r["loss"] for r in steps], color="#0072b2", linewidth=1)
+    left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
+    for name, label, color in (("top1", "top-1", "#0072b2"), ("top5", "top-5", "#009e73")):
+        epochs, figures = [r["epoch"] for r in validations], [r[name] for r in validations]
+        right.plot(epochs, figures, "o-", color=color, label=label)
+    right.axhline(validations[0]["top1"], color="#555555", linestyle=":", label="top-1 before training")
+    right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
+    right.legend()
+    picture.savefig(folder / "curves.png", dpi=120)
 
 
 def describe(args, model, classes, training, validation):

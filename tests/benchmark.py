@@ -28,6 +28,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 import transformers
+from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -404,37 +405,37 @@ def growth(path):
     model, _ = both("ViT-B/32")
     state = model.state_dict()
     picture = Path(__file__).with_suffix(".png")
-    with evaluate.figure(picture, 1, 4, figsize=(15, 3.4)) as panels:
-        for axes, (key, name, values) in zip(panels, (("T", "frames of a video, T", (4, 16, 32, 64)),
-                                                      ("B", "videos, B", (1, 4, 8, 16)),
-                                                      ("C", "classes, C", (10, 250, 500, 1000)),
-                                                      ("S", "side of the input, S", (64, 128, 224, 448)))):
-            seconds, mebibytes = [], []
-            for value in values:
-                size = {"T": 4, "B": 1, "C": 10, "S": 224} | {key: value}
-                model = clip.CLIP(**clip.dimensions(state) | {"image_size": size["S"]})
-                train.choose_parameters(model, SimpleNamespace(tune="both"), new=True)
-                tokens = torch.randint(1, 40_000, (size["C"], 9))
-                video = torch.randn(size["B"], size["T"], 3, size["S"], size["S"])
+    figure = Figure(figsize=(15, 3.4), layout="constrained")
+    rows = (("T", "frames of a video, T", (4, 16, 32, 64)), ("B", "videos, B", (1, 4, 8, 16)),
+            ("C", "classes, C", (10, 250, 500, 1000)), ("S", "side of the input, S", (64, 128, 224, 448)))
+    for axes, (key, name, values) in zip(figure.subplots(1, 4), rows):
+        seconds, mebibytes = [], []
+        for value in values:
+            size = {"T": 4, "B": 1, "C": 10, "S": 224} | {key: value}
+            model = clip.CLIP(**clip.dimensions(state) | {"image_size": size["S"]})
+            train.choose_parameters(model, SimpleNamespace(tune="both"), new=True)
+            tokens = torch.randint(1, 40_000, (size["C"], 9))
+            video = torch.randn(size["B"], size["T"], 3, size["S"], size["S"])
 
-                def loss(model=model, video=video, tokens=tokens):
-                    return F.cross_entropy(model(video, tokens), torch.zeros(len(video), dtype=torch.int64))
+            def loss(model=model, video=video, tokens=tokens):
+                return F.cross_entropy(model(video, tokens), torch.zeros(len(video), dtype=torch.int64))
 
-                mebibytes.append(activations(model, loss))
-                step, times = trainer(model, loss), []
+            mebibytes.append(activations(model, loss))
+            step, times = trainer(model, loss), []
+            step()
+            for _ in range(2):
+                begin = time.perf_counter()
                 step()
-                for _ in range(2):
-                    begin = time.perf_counter()
-                    step()
-                    times.append(time.perf_counter() - begin)
-                seconds.append(min(times))
-            axes.plot(values, seconds, color="#0072b2", marker="o")
-            axes.set(xlabel=name, ylabel="seconds", ylim=(0, None), xlim=(0, None))
-            axes.yaxis.label.set_color("#0072b2")
-            other = axes.twinx()
-            other.plot(values, mebibytes, color="#d55e00", marker="s", linestyle="--")
-            other.set(ylabel="MiB of activations", ylim=(0, None))
-            other.yaxis.label.set_color("#d55e00")
+                times.append(time.perf_counter() - begin)
+            seconds.append(min(times))
+        axes.plot(values, seconds, color="#0072b2", marker="o")
+        axes.set(xlabel=name, ylabel="seconds", ylim=(0, None), xlim=(0, None))
+        axes.yaxis.label.set_color("#0072b2")
+        other = axes.twinx()
+        other.plot(values, mebibytes, color="#d55e00", marker="s", linestyle="--")
+        other.set(ylabel="MiB of activations", ylim=(0, None))
+        other.yaxis.label.set_color("#d55e00")
+    figure.savefig(picture, dpi=120)
     print(f"\ngrowth of a training step of ViT-B/32: {picture}")
 
 
