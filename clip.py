@@ -27,6 +27,7 @@ import regex
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 
@@ -94,11 +95,8 @@ class Tokenizer:
             ids = self.encode(text)
             if len(ids) > self.context_length - 2 and not truncate:
                 raise InputError(f"a text of {len(ids) + 2} tokens; the model reads {self.context_length}: {text!r}")
-            rows.append([self.start, *ids[: self.context_length - 2], self.end])
-        tokens = torch.zeros(len(rows), max(map(len, rows), default=2), dtype=torch.int64)
-        for row, ids in zip(tokens, rows):
-            row[: len(ids)] = torch.tensor(ids)
-        return tokens
+            rows.append(torch.tensor([self.start, *ids[: self.context_length - 2], self.end]))
+        return pad_sequence(rows, batch_first=True)
 
 
 # ---- The transformers -----------------------------------------------------------------------------------------------
@@ -309,8 +307,7 @@ def read_merges(vocab_size):
     """The merges of a vocabulary of that size: pairs of tokens, from OpenAI's vocabulary file."""
     if vocab_size <= TINY_VOCABULARY:
         return []
-    with gzip.open(fetch(VOCABULARY), "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")
+    lines = gzip.decompress(fetch(VOCABULARY).read_bytes()).decode().split("\n")
     return [tuple(line.split()) for line in lines[1 : vocab_size - TINY_VOCABULARY + 1]]  # the first line is a comment
 
 
@@ -361,10 +358,8 @@ def unpack(path):
         return content.state_dict() if isinstance(content, torch.jit.ScriptModule) else content
     except ImportError as error:
         raise InputError(f"{path} needs the package safetensors: pip install safetensors") from error
-    except PermissionError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
     except Exception as error:  # torch and safetensors raise almost anything for a damaged file
-        raise InputError(f"{path} is damaged or not a file of weights") from error
+        raise InputError(f"{path} is damaged or not a file of weights: {error!r:.99}") from error
 
 
 # Each kind of model has one of these names. What precedes it, such as "module.", precedes all names of the model.

@@ -71,11 +71,9 @@ def main():
     """Prompt learning, new or resumed."""
     parser = train.make_parser(__doc__)
     parser.set_defaults(tune="prompts")
-    group = parser.add_argument_group("prompts")
-    group.add_argument("--ctx", type=data.at_least(0), nargs=2, metavar=("VISION", "TEXT"),
-                       help="prompt tokens in each encoder, 0 for none")
-    group.add_argument("--depth", type=data.at_least(1), nargs=2, metavar=("VISION", "TEXT"),
-                       help="layers with prompts of their own in each encoder")
+    add, pair = parser.add_argument_group("prompts").add_argument, dict(nargs=2, metavar=("VISION", "TEXT"))
+    add("--ctx", type=data.at_least(0), **pair, help="prompt tokens in each encoder, 0 for none")
+    add("--depth", type=data.at_least(1), **pair, help="layers with prompts of their own in each encoder")
     args = train.parse_args(parser, PAPER, TINY)
     if not any(args.ctx):
         parser.error("no prompts are left to be learned: --ctx 0 0")

@@ -55,22 +55,19 @@ def make_parser(doc):
     parser = data.Parser(doc)
     parser.set_defaults(script=parser.prog)
     evaluate.add_arguments(parser, training=True)
-    group = parser.add_argument_group("recipe")
-    group.add_argument("--epochs", type=data.at_least(1), metavar="N", help="passes over the data")
-    group.add_argument("--warmup-epochs", type=data.at_least(0, float), metavar="X",
-                       help="until the learning rate is at its highest")
-    group.add_argument("--lr", type=data.at_least(0, float), metavar="X", help="highest learning rate")
-    group = parser.add_argument_group("time and memory")
-    group.add_argument("--micro-batch", type=data.at_least(1), metavar="N",
-                       help="videos that a GPU takes at once, by default 8, or all with --model tiny")
-    group.add_argument("--checkpoint-activations", action="store_true",
-                       help="compute activations twice: less memory, a third more time")
-    group.add_argument("--compile", action="store_true", help="compile both encoders: slower to start, then faster")
-    group = parser.add_argument_group("run")
-    group.add_argument("--out", type=Path, metavar="FOLDER", help="for checkpoints and log, by default runs/DATA")
-    group.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in FOLDER, with its arguments")
-    group.add_argument("--save-minutes", type=data.at_least(0, float), metavar="X", default=15.0,
-                       help="a checkpoint at least this often, and after every epoch")
+    add = parser.add_argument_group("recipe").add_argument
+    add("--epochs", type=data.at_least(1), metavar="N", help="passes over the data")
+    add("--warmup-epochs", type=data.at_least(0, float), metavar="X", help="until the learning rate is at its highest")
+    add("--lr", type=data.at_least(0, float), metavar="X", help="highest learning rate")
+    add = parser.add_argument_group("time and memory").add_argument
+    add("--micro-batch", type=data.at_least(1), metavar="N", help="videos at once on a GPU, by default 8, tiny all")
+    add("--checkpoint-activations", action="store_true", help="less memory, a third more time: compute them twice")
+    add("--compile", action="store_true", help="compile both encoders: slower to start, then faster")
+    add = parser.add_argument_group("run").add_argument
+    add("--out", type=Path, metavar="FOLDER", help="for checkpoints and log, by default runs/DATA")
+    add("--resume", type=Path, metavar="FOLDER", help="go on with the run in FOLDER, with its arguments")
+    add("--save-minutes", type=data.at_least(0, float), metavar="X", default=15.0,
+        help="a checkpoint at least this often, and after every epoch")
     return parser
 
 
@@ -124,11 +121,8 @@ def make_folder(args):
     if rank() == 0:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "args.json").write_text(json.dumps(vars(args), indent=1, default=str) + "\n", encoding="utf-8")
-        if args.resume:
-            with open(args.out / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write("\n")  # the last line may have been cut off
-        else:
-            (args.out / "log.jsonl").unlink(missing_ok=True)  # of a run that failed before its first checkpoint
+        with open(args.out / "log.jsonl", "a" if args.resume else "w", encoding="utf-8") as file:
+            file.write("\n" if args.resume else "")  # ends a line that may have been cut off
 
 
 def save(path, model, args, optimizer, scaler, state):
@@ -188,19 +182,16 @@ def draw_curves(folder):
 
 def describe(args, model, classes, training, validation):
     """Prints what will be run."""
-    steps, rest = divmod(training, args.batch_size)
-    left_out = f" ({rest} left out of each epoch, others each time)" if 10 * rest > training else ""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    machine = torch.cuda.get_device_name() if model.logit_scale.is_cuda else model.logit_scale.device.type.upper()
     say(f"""\
 model      {args.weights or args.model}, {trained:,} parameters to train ({args.tune})
 data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(classes)}
-videos     {training} for training{left_out}, {validation} for validation
+videos     {training} for training, {validation} for validation
 input      {args.frames} frames of {model.image_size} x {model.image_size}, prompt {args.template!r}
-training   {args.epochs} epochs of {steps} steps of {args.batch_size} videos, learning rate {args.lr:g}, \
---augment {args.augment}, seed {args.seed}
-machine    {args.world} x {machine}, {args.micro_batch} videos at once, mixed precision {args.amp}, \
-{args.workers} workers
+training   {args.epochs} epochs of {training // args.batch_size} steps of {args.batch_size} videos, \
+learning rate {args.lr:g}, --augment {args.augment}, seed {args.seed}
+machine    {args.world} x {model.logit_scale.device.type}, {args.micro_batch} videos at once, \
+mixed precision {args.amp}, {args.workers} workers
 results    {args.out}""")
 
 
@@ -410,11 +401,11 @@ the best model is {args.out / "best.pt"}""")
 def main():
     """Fine-tuning, new or resumed."""
     parser = make_parser(__doc__)
-    group = parser.add_argument_group("what is trained, and what is averaged over time")
-    group.add_argument("--tune", choices=("both", "image", "text"), default="both", help="encoders to train")
-    group.add_argument("--fusion", choices=("embedding", "decision", "image"), default="embedding", metavar="WHAT",
-                       help="embedding: the embeddings of the frames; decision: their logits; image: train on single "
-                            "frames, and average probabilities in evaluation")
+    add = parser.add_argument_group("what is trained, and what is averaged over time").add_argument
+    add("--tune", choices=("both", "image", "text"), default="both", help="encoders to train")
+    add("--fusion", choices=("embedding", "decision", "image"), default="embedding", metavar="WHAT",
+        help="embedding: the embeddings of the frames; decision: their logits; image: the probabilities, and only in "
+             "evaluation, after training on single frames")
     run(parse_args(parser, PAPER, TINY), choose_parameters)
 
 
