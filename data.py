@@ -98,21 +98,16 @@ def reduced_size(height, width, short_side):
     return round(height * scale), round(width * scale)
 
 
-def image_files(folder):
-    """The images of a folder in the order of the numbers in their names: frame9.jpg comes before frame10.jpg. Optical
-    flow beside them is left out. Raises UserError if images of other kinds are mixed (img_1.jpg, mask_1.jpg)."""
+def read_images(folder, num_samples, rng, short_side):
+    """`read_video` for a folder of images: a list of uint8 [h, w, 3]. Optical flow beside them is left out. Raises
+    UserError if images of other kinds are mixed (img_1.jpg, mask_1.jpg)."""
     files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_FILES and not JUNK.match(path.name)]
     files = [path for path in files if not path.name.lower().startswith("flow")] or files
     kinds = {re.sub("[0-9]+", "", path.name).lower(): path.name for path in sorted(files, reverse=True)}
     if len(kinds) > 1:
         one, other, *_ = kinds.values()
         raise UserError(f"images of several kinds, such as {one} and {other}: move one of them to another folder")
-    return sorted(files, key=lambda path: ([int(part) for part in re.findall("[0-9]+", path.stem)], path.name))
-
-
-def read_images(folder, num_samples, rng, short_side):
-    """`read_video` for a folder of images: a list of uint8 [h, w, 3]."""
-    files = image_files(folder)
+    files.sort(key=lambda path: ([int(part) for part in re.findall("[0-9]+", path.stem)], path.name))  # 9 before 10
     indices = sample_frames(len(files), num_samples, rng).tolist()
     found, size = {}, None
     for i in sorted(set(indices)):
@@ -144,73 +139,60 @@ def decode_video(path, num_samples, rng, short_side):
             raise UserError("its codec is unknown")
         codec.thread_count = 1  # the workers are the parallel part
         codec.options = {"max_pixels": str(MAX_PIXELS)}
-        packets = read_packets(container, stream)
-        groups, count = group_packets(packets), sum(not packet.is_discard for packet in packets)
-        size = reduced_size(codec.height, codec.width, short_side)
+        groups = read_groups(container, stream)
+        count = sum(not packet.is_discard for group in groups for packet in group)
+        height, width = reduced_size(codec.height, codec.width, short_side)  # before frames are turned upright
+        reformatter = av.video.reformatter.VideoReformatter()  # one for the clip: it keeps its scaler
         while count:
             indices = sample_frames(count, num_samples, rng).tolist()
-            found, decoded = decode(codec, groups, set(indices), size)
+            found, pixels, number = {}, 0, -1
+            for number, frame in decode(codec, groups, indices):
+                pixels += frame.height * frame.width
+                if pixels > MAX_DECODED:
+                    raise UserError("it takes too long to decode; cut it into clips")
+                if number in indices:
+                    picture = reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA")
+                    found[number] = upright(picture.to_ndarray(), frame)
             if len(found) == len(set(indices)):
                 return [found[i] for i in indices]
             # Decoding gave fewer frames than there are packets. Decode all as one group to know how many there are, and
             # then apply the rule again to that number.
             if len(groups) == 1:
-                count = decoded
-            groups = [packets]
+                count = number + 1
+            groups = [list(itertools.chain(*groups))]
     raise UserError("no frame of it can be decoded")
 
 
-def read_packets(container, stream):
-    """The compressed packets of a video. They are small and can be kept: to count them is the only way to know the
-    number of frames before decoding, since the header may lack it or lie."""
-    packets = []
+def read_groups(container, stream):
+    """The compressed packets of a video, in groups that can be decoded on their own: cut before each keyframe, unless a
+    packet behind the keyframe is shown before it. Packets are small and can be kept: to count them is the only way to
+    know the number of frames before decoding, since the header may lack it or lie."""
+    packets, starts, earliest = [], [], math.inf
     with contextlib.suppress(av.error.InvalidDataError):  # at a damaged place: what came before may do
         for packet in container.demux(stream):
             if packet.size:
                 packets.append(packet)
             if len(packets) > MAX_PACKETS:
                 raise UserError(f"over {MAX_PACKETS:,} frames: cut it into clips")
-    return packets
-
-
-def group_packets(packets):
-    """Cuts a list of packets into groups that can be decoded on their own: before each keyframe, unless a packet behind
-    the keyframe is shown before it."""
-    if any(packet.pts is None for packet in packets):
-        return [packets]
-    starts, earliest = [], float("inf")
     for i, packet in reversed([*enumerate(packets)]):
+        if packet.pts is None:
+            return [packets]
         if i == 0 or (packet.is_keyframe and packet.pts < earliest):
             starts.insert(0, i)
         earliest = min(earliest, packet.pts)
     return [packets[start:end] for start, end in itertools.pairwise([*starts, None])]
 
 
-def decode(codec, groups, wanted, size):
-    """Decodes those groups of packets that hold a frame whose number is in the set `wanted`.
-
-    Returns the wanted frames by number, a dict of uint8 [h, w, 3], and how many frames were decoded; some are missing
-    where damaged packets, which are passed over, gave none. `size` is theirs before they are turned upright.
-    """
-    reformatter = av.video.reformatter.VideoReformatter()  # one for the clip: it keeps its scaler
-    found, pixels, end, number = {}, 0, 0, -1
+def decode(codec, groups, wanted):
+    """Yields frames with their numbers: of each group that holds a wanted number, those up to the last of these. After
+    damaged packets, which are passed over, there are fewer."""
+    end = 0
     for group in groups:
         # The first frames of a video may only be there to decode the others: they are discarded
         first, end = end, end + sum(not packet.is_discard for packet in group)
-        missing = {i for i in wanted if first <= i < end}
-        if not missing:
-            continue
-        for number, frame in enumerate(decode_group(codec, group), first):
-            pixels += frame.height * frame.width
-            if pixels > MAX_DECODED:
-                raise UserError("it takes too long to decode; cut it into clips")
-            if number in missing:
-                picture = reformatter.reformat(frame, size[1], size[0], "rgb24", interpolation="AREA")
-                found[number] = upright(picture.to_ndarray(), frame)
-                missing.remove(number)
-                if not missing:
-                    break
-    return found, number + 1
+        inside = [i for i in wanted if first <= i < end]
+        if inside:
+            yield from zip(range(first, max(inside) + 1), decode_group(codec, group))
 
 
 def decode_group(codec, packets):
