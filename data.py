@@ -77,11 +77,9 @@ IGNORE_METADATA = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_
 
 def read_video(path, num_samples, rng=None, short_side=None):
     """Reads T = num_samples frames of a video file, or of a folder of images in the order of the numbers in their
-    names: uint8 [T, 3, h, w], RGB, upright; `sample_frames` says which.
-
-    Frames over twice as large as `short_side` (pixels) are reduced to it on the way, which saves time and memory.
-    Raises UserError, "path: reason", if no frame can be read or the file asks for too much.
-    """
+    names: uint8 [T, 3, h, w], RGB, upright; `sample_frames` says which. Frames over twice as large as `short_side`
+    (pixels) are reduced to it on the way, which saves time and memory. Raises UserError, "path: reason", if no frame can
+    be read or the file asks for too much."""
     path = Path(path)
     try:
         frames = (read_images if path.is_dir() else decode_video)(path, num_samples, rng, short_side)
@@ -218,6 +216,7 @@ def upright(picture, frame):
 # The short side of the video, where the input has 1: crops are cut from 256 pixels for an input of 224. The video is
 # not resized to it first: the same part is cut out of it as it is, with one interpolation.
 SHORT_SIDE = 256 / 224
+CROP_SCALES = (1, 0.875, 0.75, 0.66)  # of the short side, for training
 
 
 def center_crop(video, size):
@@ -235,15 +234,10 @@ def three_crops(video, size):
                         for i in range(3)])
 
 
-CROP_SCALES = (1, 0.875, 0.75, 0.66)  # of the short side
-
-
 def random_crop(video, size, rng, flip=True):
-    """The training crop, the same for all frames: uint8 [T, 3, h, w] -> [T, 3, S, S].
-
-    "Multi-scale crop": width and height each from CROP_SCALES, at most one step apart in that list, in one of the four
-    corners or the centre; then, with `flip`, left and right are exchanged half of the time.
-    """
+    """The training crop, uint8 [T, 3, h, w] -> [T, 3, S, S], the same for all frames. "Multi-scale crop": width and
+    height each from CROP_SCALES, at most one step apart in that list, in one of the four corners or the centre; then,
+    with `flip`, left and right are exchanged half of the time."""
     h, w = video.shape[-2:]
     pairs = [(a, b) for i, a in enumerate(CROP_SCALES) for j, b in enumerate(CROP_SCALES) if abs(i - j) <= 1]
     height, width = (round(min(h, w) * scale) for scale in pairs[rng.integers(len(pairs))])
@@ -254,10 +248,9 @@ def random_crop(video, size, rng, flip=True):
 
 # ---- Colours and mixing, on the device ------------------------------------------------------------------------------
 
-AUGMENTATIONS = ("none", "crop", "color", "mix")  # each includes those before it
-
 COLOR = v2.Compose([v2.RandomApply([v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
                     v2.RandomGrayscale(p=0.2)])
+GROUP = 4  # clips that are mixed with each other: those that a GPU took at once in the original code
 
 
 def change_colors(video, seed, epoch, indices):
@@ -269,9 +262,6 @@ def change_colors(video, seed, epoch, indices):
             torch.manual_seed(int(rng.integers(2 ** 63)))
             clips.append(COLOR(clip))
     return torch.stack(clips)
-
-
-GROUP = 4  # clips that are mixed with each other: those that a GPU took at once in the original code
 
 
 def mix(video, target, seed, step, first=0):
@@ -639,11 +629,9 @@ class VideoDataset(torch.utils.data.Dataset):
 
 
 class TrainingBatches(torch.utils.data.Sampler):
-    """The training order: lists of (epoch, index), the share of process `rank` of `world`.
-
-    All videos, shuffled anew in each epoch, in whole batches; each process reads its part of each, in micro-batches.
-    Set `epoch`, and `skip`, the number of micro-batches to leave out at its start, before iterating.
-    """
+    """The training order: lists of (epoch, index), the share of process `rank` of `world`. All videos, shuffled anew in
+    each epoch, in whole batches; each process reads its part of each, in micro-batches. Set `epoch`, and `skip`, the
+    number of micro-batches to leave out at its start, before iterating."""
 
     def __init__(self, length, batch_size, seed, rank=0, world=1, micro_batch=None):
         self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
@@ -725,7 +713,7 @@ def add_arguments(parser, name="--data", training=False):
     if training:
         add("--train-list", type=os.path.abspath, metavar="FILE", help="as --val-list, for training")
         add("--shots", type=at_least(1), metavar="N", help="use at most N training videos of each class")
-        add("--augment", choices=AUGMENTATIONS, metavar="HOW",
+        add("--augment", choices=("none", "crop", "color", "mix"), metavar="HOW",
             help="none; crop: random frames, crop, flip; color: also colours; mix: also mixup or CutMix")
         add("--seed", type=at_least(0), metavar="N", default=1024, help="random seed")
 
@@ -807,10 +795,10 @@ def main():
         (few, smallest), (many, largest) = order[0], order[-1]
         say(f"{half}:\n  {len(samples)} videos of {len(names)} classes, from {few} ({smallest}) to {many} ({largest})")
         clips = VideoDataset(samples, num_frames=1, image_size=8, train=False)
-        chosen = range(0, len(samples), 1 if args.check_all else math.ceil(len(samples) / 100))
-        tried = thread_map(clips.__getitem__, [(0, i) for i in chosen], desc="reading", leave=False, disable=None)
+        keys = [(0, index) for index in range(0, len(samples), 1 if args.check_all else math.ceil(len(samples) / 100))]
+        tried = thread_map(clips.__getitem__, keys, max_workers=os.cpu_count(), desc="read", leave=False, disable=None)
         errors = [error for _, _, _, error in tried if error]
-        say("\n  unreadable ".join([f"  {len(chosen)} tried: {len(errors)} unreadable", *errors]))
+        say(f"  {len(keys)} tried: {len(errors)} unreadable" + "".join(f"\n  unreadable {error}" for error in errors))
 
     samples, names = halves["training"]
     size, num_frames, augment = (64, 8, "crop") if args.data == "toy" else (224, 32, "mix")
