@@ -78,8 +78,8 @@ IGNORE_METADATA = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_
 def read_video(path, num_samples, rng=None, short_side=None):
     """Reads T = num_samples frames of a video file, or of a folder of images in the order of the numbers in their
     names: uint8 [T, 3, h, w], RGB, upright; `sample_frames` says which. Frames over twice as large as `short_side`
-    (pixels) are reduced to it on the way, which saves time and memory. Raises UserError, "path: reason", if no frame can
-    be read or the file asks for too much."""
+    (pixels) are reduced to it on the way, which saves time and memory. Raises UserError, "path: reason", if no frame
+    can be read or the file asks for too much."""
     path = Path(path)
     try:
         frames = (read_images if path.is_dir() else decode_video)(path, num_samples, rng, short_side)
@@ -389,8 +389,8 @@ def read_csv(path, **columns):
         for row in rows:
             yield f"{path}, line {rows.line_num}", [convert(row[name].strip()) for name, convert in columns.items()]
     except (KeyError, AttributeError, ValueError, csv.Error) as error:  # AttributeError: a row is too short
-        form = f"expected a CSV with the headings {','.join(columns)}"
-        raise UserError(f"{path}, line {rows.line_num}: {form}") from error
+        message = f"expected a CSV with the headings {','.join(columns)}"
+        raise UserError(f"{path}, line {rows.line_num}: {message}") from error
 
 
 def read_names(path):
@@ -437,11 +437,9 @@ def ucf101(root, split, train):
 def hmdb51(root, split, train):
     """HMDB51 (Kuehne et al., 2011): <class>/*.avi and testTrainMulti_7030_splits/<class>_test_split<1|2|3>.txt."""
     lists, end, rows = root / "testTrainMulti_7030_splits", f"_test_split{split}.txt", []
-    names = sorted(path.name.removesuffix(end) for path in lists.iterdir()
-                   if path.name.endswith(end) and not JUNK.match(path.name))
+    names = sorted(name.removesuffix(end) for name in os.listdir(lists) if name.endswith(end) and not JUNK.match(name))
     for label, name in enumerate(names):
-        form = "'clip.avi 0' (unused), 1 (training) or 2 (test)"
-        for _, (clip, half) in read_lines(lists / f"{name}{end}", r"(.+?)\s+([012])", form):
+        for _, (clip, half) in read_lines(lists / f"{name}{end}", r"(.+?)\s+([012])", "'clip.avi' and 0, 1 or 2"):
             if half == ("1" if train else "2"):
                 rows.append((f"{name}/{clip}", label))
     return rows, [words(name) for name in names]
@@ -482,11 +480,9 @@ def folder(root, split, train):
     classes = [path.name for path in sorted(known.iterdir()) if path.is_dir() and not JUNK.match(path.name)]
     label, rows = {match_key(name): i for i, name in enumerate(classes)}, []
     for video in find_videos(half):
-        if half in (video, video.parent):
-            raise UserError(f"{video} belongs in the folder of a class, frames in a folder of their own below that")
-        name = match_key(video.relative_to(half).parts[0])
+        name = match_key(str(video.relative_to(half).parent).split(os.sep)[0])  # "." in no folder of a class
         if name not in label:
-            raise UserError(f"{video} is of a class that {known} lacks")
+            raise UserError(f"{video} belongs in the folder of a class of {known}, frames in a folder below that")
         rows.append((str(video.relative_to(root)), label[name]))
     return rows, [words(name) for name in classes]
 
