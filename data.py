@@ -396,12 +396,12 @@ def read_csv(path, **columns):
 def read_names(path):
     """Class names by id, {int: str}: a CSV of id,name, or a text file with a name on each line."""
     if not str(path).endswith(".csv"):
-        pattern = r'(?![0-9]+\s)([^\[\]{}",;\t\0]+)'
-        return dict(enumerate(name for _, (name,) in read_lines(path, pattern, "a name on each line, or a .csv file")))
+        pattern, form = r'(?![0-9]+\s)([^\[\]{}",;\t\0]+)', "a name on each line or, in a .csv file, id,name"
+        return dict(enumerate(name for _, (name,) in read_lines(path, pattern, form)))
     names = {}
     for where, (number, name) in read_csv(path, id=int, name=str):
         if number in names or not name:
-            raise UserError(f"{where}: expected a name, and each number once")
+            raise UserError(f"{where}: expected id,name with each number once")
         names[number] = name
     return dict(sorted(names.items()))
 
@@ -413,8 +413,7 @@ def read_names(path):
 
 def words(name):
     """A class name in camel case, with underscores or hyphens, as CLIP reads it best: "FlipAnEgg" -> "flip an egg"."""
-    name = unicodedata.normalize("NFC", name)
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[_-]+", " ", name).lower()
+    return re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[_-]+", " ", unicodedata.normalize("NFC", name)).lower()
 
 
 def ucf101(root, split, train):
