@@ -24,7 +24,6 @@ import sys
 import textwrap
 import unicodedata
 from collections import Counter
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import av
@@ -35,6 +34,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 import toy.draw
 
@@ -77,11 +77,9 @@ IGNORE_METADATA = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_
 
 def read_video(path, num_samples, rng=None, short_side=None):
     """Reads T = num_samples frames of a video file, or of a folder of images in the order of the numbers in their
-    names: uint8 [T, 3, h, w], RGB, upright; `sample_frames` says which.
-
-    Frames over twice as large as `short_side` (pixels) are reduced to it on the way, which saves time and memory.
-    Raises UserError, "path: reason", if no frame can be read or the file asks for too much.
-    """
+    names: uint8 [T, 3, h, w], RGB, upright; `sample_frames` says which. Frames over twice as large as `short_side`
+    (pixels) are reduced to it on the way, which saves time and memory. Raises UserError, "path: reason", if no frame
+    can be read or the file asks for too much."""
     path = Path(path)
     try:
         frames = (read_images if path.is_dir() else decode_video)(path, num_samples, rng, short_side)
@@ -98,21 +96,16 @@ def reduced_size(height, width, short_side):
     return round(height * scale), round(width * scale)
 
 
-def image_files(folder):
-    """The images of a folder in the order of the numbers in their names: frame9.jpg comes before frame10.jpg. Optical
-    flow beside them is left out. Raises UserError if images of other kinds are mixed (img_1.jpg, mask_1.jpg)."""
+def read_images(folder, num_samples, rng, short_side):
+    """`read_video` for a folder of images: a list of uint8 [h, w, 3]. Optical flow beside them is left out. Raises
+    UserError if images of other kinds are mixed (img_1.jpg, mask_1.jpg)."""
     files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_FILES and not JUNK.match(path.name)]
     files = [path for path in files if not path.name.lower().startswith("flow")] or files
     kinds = {re.sub("[0-9]+", "", path.name).lower(): path.name for path in sorted(files, reverse=True)}
     if len(kinds) > 1:
         one, other, *_ = kinds.values()
         raise UserError(f"images of several kinds, such as {one} and {other}: move one of them to another folder")
-    return sorted(files, key=lambda path: ([int(part) for part in re.findall("[0-9]+", path.stem)], path.name))
-
-
-def read_images(folder, num_samples, rng, short_side):
-    """`read_video` for a folder of images: a list of uint8 [h, w, 3]."""
-    files = image_files(folder)
+    files.sort(key=lambda path: ([int(part) for part in re.findall("[0-9]+", path.stem)], path.name))  # 9 before 10
     indices = sample_frames(len(files), num_samples, rng).tolist()
     found, size = {}, None
     for i in sorted(set(indices)):
@@ -137,80 +130,66 @@ def decode_video(path, num_samples, rng, short_side):
     # "file:", or else a colon in the name would make a protocol of what is before it.
     with av.open(f"file:{path}", **IGNORE_METADATA) as container:
         stream = container.streams.best("video")
-        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:  # the cover of a song
-            raise UserError("it has no video stream")
+        # Not the cover of a song, either
+        if stream is None or stream.codec_context is None or stream.disposition & av.stream.Disposition.attached_pic:
+            raise UserError("it has no video stream of a known codec")
         codec = stream.codec_context
-        if codec is None:
-            raise UserError("its codec is unknown")
         codec.thread_count = 1  # the workers are the parallel part
         codec.options = {"max_pixels": str(MAX_PIXELS)}
-        packets = read_packets(container, stream)
-        groups, count = group_packets(packets), sum(not packet.is_discard for packet in packets)
-        size = reduced_size(codec.height, codec.width, short_side)
+        groups = read_groups(container, stream)
+        count = sum(not packet.is_discard for group in groups for packet in group)
+        height, width = reduced_size(codec.height, codec.width, short_side)  # before frames are turned upright
+        reformatter = av.video.reformatter.VideoReformatter()  # one for the clip: it keeps its scaler
         while count:
             indices = sample_frames(count, num_samples, rng).tolist()
-            found, decoded = decode(codec, groups, set(indices), size)
+            found, pixels, number = {}, 0, -1
+            for number, frame in decode(codec, groups, indices):
+                pixels += frame.height * frame.width
+                if pixels > MAX_DECODED:
+                    raise UserError("it takes too long to decode; cut it into clips")
+                if number in indices:
+                    picture = reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA")
+                    found[number] = upright(picture.to_ndarray(), frame)
             if len(found) == len(set(indices)):
                 return [found[i] for i in indices]
             # Decoding gave fewer frames than there are packets. Decode all as one group to know how many there are, and
             # then apply the rule again to that number.
             if len(groups) == 1:
-                count = decoded
-            groups = [packets]
+                count = number + 1
+            groups = [list(itertools.chain(*groups))]
     raise UserError("no frame of it can be decoded")
 
 
-def read_packets(container, stream):
-    """The compressed packets of a video. They are small and can be kept: to count them is the only way to know the
-    number of frames before decoding, since the header may lack it or lie."""
-    packets = []
+def read_groups(container, stream):
+    """The compressed packets of a video, in groups that can be decoded on their own: cut before each keyframe, unless a
+    packet behind the keyframe is shown before it. Packets are small and can be kept: to count them is the only way to
+    know the number of frames before decoding, since the header may lack it or lie."""
+    packets, starts, earliest = [], [], math.inf
     with contextlib.suppress(av.error.InvalidDataError):  # at a damaged place: what came before may do
         for packet in container.demux(stream):
             if packet.size:
                 packets.append(packet)
             if len(packets) > MAX_PACKETS:
                 raise UserError(f"over {MAX_PACKETS:,} frames: cut it into clips")
-    return packets
-
-
-def group_packets(packets):
-    """Cuts a list of packets into groups that can be decoded on their own: before each keyframe, unless a packet behind
-    the keyframe is shown before it."""
-    if any(packet.pts is None for packet in packets):
-        return [packets]
-    starts, earliest = [], float("inf")
     for i, packet in reversed([*enumerate(packets)]):
+        if packet.pts is None:
+            return [packets]
         if i == 0 or (packet.is_keyframe and packet.pts < earliest):
             starts.insert(0, i)
         earliest = min(earliest, packet.pts)
     return [packets[start:end] for start, end in itertools.pairwise([*starts, None])]
 
 
-def decode(codec, groups, wanted, size):
-    """Decodes those groups of packets that hold a frame whose number is in the set `wanted`.
-
-    Returns the wanted frames by number, a dict of uint8 [h, w, 3], and how many frames were decoded; some are missing
-    where damaged packets, which are passed over, gave none. `size` is theirs before they are turned upright.
-    """
-    reformatter = av.video.reformatter.VideoReformatter()  # one for the clip: it keeps its scaler
-    found, pixels, end, number = {}, 0, 0, -1
+def decode(codec, groups, wanted):
+    """Yields frames with their numbers: of each group that holds a wanted number, those up to the last of these. After
+    damaged packets, which are passed over, there are fewer."""
+    end = 0
     for group in groups:
         # The first frames of a video may only be there to decode the others: they are discarded
         first, end = end, end + sum(not packet.is_discard for packet in group)
-        missing = {i for i in wanted if first <= i < end}
-        if not missing:
-            continue
-        for number, frame in enumerate(decode_group(codec, group), first):
-            pixels += frame.height * frame.width
-            if pixels > MAX_DECODED:
-                raise UserError("it takes too long to decode; cut it into clips")
-            if number in missing:
-                picture = reformatter.reformat(frame, size[1], size[0], "rgb24", interpolation="AREA")
-                found[number] = upright(picture.to_ndarray(), frame)
-                missing.remove(number)
-                if not missing:
-                    break
-    return found, number + 1
+        inside = [i for i in wanted if first <= i < end]
+        if inside:
+            yield from zip(range(first, max(inside) + 1), decode_group(codec, group))
 
 
 def decode_group(codec, packets):
@@ -237,47 +216,41 @@ def upright(picture, frame):
 # The short side of the video, where the input has 1: crops are cut from 256 pixels for an input of 224. The video is
 # not resized to it first: the same part is cut out of it as it is, with one interpolation.
 SHORT_SIDE = 256 / 224
+CROP_SCALES = (1, 0.875, 0.75, 0.66)  # of the short side, for training
 
 
 def center_crop(video, size):
     """The test crop: the central 224 x 224 of a short side of 256. uint8 [T, 3, h, w] -> [T, 3, S, S]."""
     h, w = video.shape[-2:]
     side = round(min(h, w) / SHORT_SIDE)
-    return resized_crop(video, (h - side) // 2, (w - side) // 2, side, side, [size, size], antialias=True)
+    return resized_crop(video, (h - side) // 2, (w - side) // 2, side, side, [size, size])
 
 
 def three_crops(video, size):
     """Squares of the whole short side at one end, in the middle and at the other: [T, 3, h, w] -> [3, T, 3, S, S]."""
     h, w = video.shape[-2:]
     side = min(h, w)
-    return torch.stack([resized_crop(video, (h - side) * i // 2, (w - side) * i // 2, side, side, [size, size],
-                                     antialias=True) for i in range(3)])
-
-
-CROP_SCALES = (1, 0.875, 0.75, 0.66)  # of the short side
+    return torch.stack([resized_crop(video, (h - side) * i // 2, (w - side) * i // 2, side, side, [size, size])
+                        for i in range(3)])
 
 
 def random_crop(video, size, rng, flip=True):
-    """The training crop, the same for all frames: uint8 [T, 3, h, w] -> [T, 3, S, S].
-
-    "Multi-scale crop": width and height each from CROP_SCALES, at most one step apart in that list, in one of the four
-    corners or the centre; then, with `flip`, left and right are exchanged half of the time.
-    """
+    """The training crop, uint8 [T, 3, h, w] -> [T, 3, S, S], the same for all frames. "Multi-scale crop": width and
+    height each from CROP_SCALES, at most one step apart in that list, in one of the four corners or the centre; then,
+    with `flip`, left and right are exchanged half of the time."""
     h, w = video.shape[-2:]
     pairs = [(a, b) for i, a in enumerate(CROP_SCALES) for j, b in enumerate(CROP_SCALES) if abs(i - j) <= 1]
     height, width = (round(min(h, w) * scale) for scale in pairs[rng.integers(len(pairs))])
     down, right = [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)][rng.integers(5)]
-    video = resized_crop(video, int((h - height) * down), int((w - width) * right), height, width, [size, size],
-                         antialias=True)
+    video = resized_crop(video, int((h - height) * down), int((w - width) * right), height, width, [size, size])
     return horizontal_flip(video) if flip and rng.uniform() < 0.5 else video
 
 
 # ---- Colours and mixing, on the device ------------------------------------------------------------------------------
 
-AUGMENTATIONS = ("none", "crop", "color", "mix")  # each includes those before it
-
 COLOR = v2.Compose([v2.RandomApply([v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
                     v2.RandomGrayscale(p=0.2)])
+GROUP = 4  # clips that are mixed with each other: those that a GPU took at once in the original code
 
 
 def change_colors(video, seed, epoch, indices):
@@ -289,9 +262,6 @@ def change_colors(video, seed, epoch, indices):
             torch.manual_seed(int(rng.integers(2 ** 63)))
             clips.append(COLOR(clip))
     return torch.stack(clips)
-
-
-GROUP = 4  # clips that are mixed with each other: those that a GPU took at once in the original code
 
 
 def mix(video, target, seed, step, first=0):
@@ -314,9 +284,8 @@ def mix(video, target, seed, step, first=0):
             half, center = math.sqrt(1 - rng.beta(1, 1)) / 2, rng.uniform(size=2)
             top, left = ((center - half).clip(0, 1) * side).astype(int).tolist()
             bottom, right = ((center + half).clip(0, 1) * side).astype(int).tolist()
-            mixed = x.clone()
-            mixed[..., top:bottom, left:right] = x[partner][..., top:bottom, left:right]
-            x, share = mixed, 1 - (bottom - top) * (right - left) / side ** 2
+            x, share = x.clone(), 1 - (bottom - top) * (right - left) / side ** 2
+            x[..., top:bottom, left:right] = x[partner][..., top:bottom, left:right]
         videos.append(x)
         targets.append(share * y + (1 - share) * y[partner])
     return torch.cat(videos), torch.cat(targets)
@@ -341,22 +310,19 @@ def match_key(name):
     return re.sub(r"(\.[a-z][a-z0-9]{1,4})+$", "", unicodedata.normalize("NFC", name).lower())
 
 
-def walk(folder, above=()):
+def walk(folder):
     """The videos at any depth below a folder, and the other files: two lists. A video is a file that is not known to be
-    something else, or a folder of frames: one with images, and no other video in it or below. `above` are the real
-    folders on the way here, to which links may lead back."""
+    something else, or a folder of frames: one with images, and no other video in it or below."""
     videos, images, others = [], [], []
-    above = above or (folder.resolve(), *folder.resolve().parents)
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path, ending = Path(entry), Path(entry).suffix.lower()
         if JUNK.match(entry.name):
             continue
-        if entry.is_dir():
-            real = path.resolve() if entry.is_symlink() else above[0] / entry.name
-            more_videos, more_others = walk(path, (real, *above)) if real not in above else ([], [])
-            videos, others = videos + more_videos, others + more_others
-        else:
+        if not entry.is_dir():
             (images if ending in IMAGE_FILES else others if ending in OTHER_FILES else videos).append(path)
+        elif not entry.is_symlink() or path.resolve() not in map(Path.resolve, path.parents):  # no way back up
+            more_videos, more_others = walk(path)
+            videos, others = videos + more_videos, others + more_others
     return ([folder], others) if images and not videos else (videos, others + images)
 
 
@@ -404,15 +370,14 @@ def read_text(path):
         raise UserError(f"{path}, line {line}: this is not UTF-8; save the file in that encoding") from error
 
 
-def read_lines(path, pattern, form, skip=None):
-    """The lines of a text file: for each its place, for messages, and the groups of a regular expression. Blank lines
-    and those that begin like `skip` are left out; any other raises UserError, which says what is expected, the `form`.
-    """
+def read_lines(path, pattern, form):
+    """The lines of a text file: for each its place, for messages, and the groups of a regular expression. Blank lines,
+    comments and headings are left out; any other raises UserError, which says what is expected, the `form`."""
     for number, line in enumerate(map(str.strip, read_text(path).splitlines()), 1):
         match, where = re.fullmatch(pattern, line), f"{path}, line {number}: {line[:100]!r}"
         if match:
             yield where, match.groups()
-        elif line and not (skip and re.match(skip, line, re.IGNORECASE)):
+        elif line and not re.match("# |.*(path|file|video).*label", line, re.IGNORECASE):
             raise UserError(f"{where}: expected {form}")
 
 
@@ -424,30 +389,21 @@ def read_csv(path, **columns):
         for row in rows:
             yield f"{path}, line {rows.line_num}", [convert(row[name].strip()) for name, convert in columns.items()]
     except (KeyError, AttributeError, ValueError, csv.Error) as error:  # AttributeError: a row is too short
-        form = f"expected a CSV with the headings {','.join(columns)}"
-        raise UserError(f"{path}, line {rows.line_num}: {form}") from error
+        message = f"expected a CSV with the headings {','.join(columns)}"
+        raise UserError(f"{path}, line {rows.line_num}: {message}") from error
 
 
 def read_names(path):
     """Class names by id, {int: str}: a CSV of id,name, or a text file with a name on each line."""
-    names, form = {}, "a name on each line or, in a CSV, id,name with each number once"
-    if str(path).endswith(".csv"):
-        rows = read_csv(path, id=int, name=str)
-    else:
-        lines = read_lines(path, r'(?![0-9]+\s)([^\[\]{}",;\t\0]+)', form)
-        rows = ((where, (i, name)) for i, (where, (name,)) in enumerate(lines))
-    for where, (number, name) in rows:
+    if not str(path).endswith(".csv"):
+        pattern, form = r'(?![0-9]+\s)([^\[\]{}",;\t\0]+)', "a name on each line or, in a .csv file, id,name"
+        return dict(enumerate(name for _, (name,) in read_lines(path, pattern, form)))
+    names = {}
+    for where, (number, name) in read_csv(path, id=int, name=str):
         if number in names or not name:
-            raise UserError(f"{where}: expected {form}")
+            raise UserError(f"{where}: expected id,name with each number once")
         names[number] = name
     return dict(sorted(names.items()))
-
-
-def read_json(path):
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: this is not JSON: {error.msg}") from error
 
 
 # ---- Data sets ------------------------------------------------------------------------------------------------------
@@ -457,8 +413,7 @@ def read_json(path):
 
 def words(name):
     """A class name in camel case, with underscores or hyphens, as CLIP reads it best: "FlipAnEgg" -> "flip an egg"."""
-    name = unicodedata.normalize("NFC", name)
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[_-]+", " ", name).lower()
+    return re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[_-]+", " ", unicodedata.normalize("NFC", name)).lower()
 
 
 def ucf101(root, split, train):
@@ -481,11 +436,9 @@ def ucf101(root, split, train):
 def hmdb51(root, split, train):
     """HMDB51 (Kuehne et al., 2011): <class>/*.avi and testTrainMulti_7030_splits/<class>_test_split<1|2|3>.txt."""
     lists, end, rows = root / "testTrainMulti_7030_splits", f"_test_split{split}.txt", []
-    names = sorted(path.name.removesuffix(end) for path in lists.iterdir()
-                   if path.name.endswith(end) and not JUNK.match(path.name))
+    names = sorted(name.removesuffix(end) for name in os.listdir(lists) if name.endswith(end) and not JUNK.match(name))
     for label, name in enumerate(names):
-        form = "'clip.avi 0' (unused), 1 (training) or 2 (test)"
-        for _, (clip, half) in read_lines(lists / f"{name}{end}", r"(.+?)\s+([012])", form):
+        for _, (clip, half) in read_lines(lists / f"{name}{end}", r"(.+?)\s+([012])", "'clip.avi' and 0, 1 or 2"):
             if half == ("1" if train else "2"):
                 rows.append((f"{name}/{clip}", label))
     return rows, [words(name) for name in names]
@@ -493,11 +446,9 @@ def hmdb51(root, split, train):
 
 def kinetics(root, split, train):
     """Kinetics (Kay et al., 2017): train.csv, val.csv, and <id>_<start>_<end>.mp4 anywhere below train/ and val/."""
-    columns = dict(label=str, youtube_id=str, time_start=float, time_end=float)
-    names = "val.csv", "validate.csv", "validation.csv"
-    paths = {True: root / "train.csv", False: root / next((name for name in names if (root / name).exists()), names[0])}
-    halves = {half: [row for _, row in read_csv(path, **columns)] for half, path in paths.items()
-              if half == train or path.exists()}
+    paths = {True: root / "train.csv", False: min(root.glob("val*.csv"), default=root / "val.csv")}  # or validate.csv
+    halves = {half: [row for _, row in read_csv(path, label=str, youtube_id=str, time_start=float, time_end=float)]
+              for half, path in paths.items() if half == train or path.exists()}
     names = sorted({name for rows in halves.values() for name, *_ in rows})  # those of both halves
     label, rows = {name: i for i, name in enumerate(names)}, []
     for name, video, start, end in halves[train]:
@@ -509,32 +460,28 @@ def kinetics(root, split, train):
 
 def ssv2(root, split, train):
     """Something-Something v2: labels.json, train.json, validation.json and 20bn-something-something-v2/*.webm."""
-    path, rows = root / f"{'train' if train else 'validation'}.json", []
-    labels, listed = read_json(root / "labels.json"), read_json(path)
-    if not isinstance(labels, dict):
-        raise UserError(f"{root / 'labels.json'}: expected {{name: number}}")
+    path, rows = root / "labels.json", []
     try:
-        label = {name: int(i) for name, i in labels.items()}
-        for row in listed:
+        label = {name: int(i) for name, i in json.loads(read_text(path)).items()}
+        path = root / f"{'train' if train else 'validation'}.json"
+        for row in json.loads(read_text(path)):
             name = re.sub(r"[\[\]]", "", row["template"])  # "Holding [something]" is the class "holding something"
             rows.append((f"20bn-something-something-v2/{row['id']}.webm", label[name]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: expected id, and a template of labels.json; {error!r}") from error
+        raise UserError(f"{path}: expected {{name: number}} or rows of id and template; {error!r}") from error
     return rows, [name.lower() for name in sorted(label, key=label.get)]
 
 
 def folder(root, split, train):
     """Your own videos: train/<class>/* and val/<class>/*, as files or folders of their frames."""
     half = root / ("train" if train else "val")
-    known = half if train or not (root / "train").is_dir() else root / "train"  # to evaluate, val/ is enough
+    known = root / "train" if (root / "train").is_dir() else half  # to evaluate, val/ is enough
     classes = [path.name for path in sorted(known.iterdir()) if path.is_dir() and not JUNK.match(path.name)]
     label, rows = {match_key(name): i for i, name in enumerate(classes)}, []
     for video in find_videos(half):
-        if half in (video, video.parent):
-            raise UserError(f"{video} belongs in the folder of a class, frames in a folder of their own below that")
-        name = match_key(video.relative_to(half).parts[0])
+        name = match_key(str(video.relative_to(half).parent).split(os.sep)[0])  # "." in no folder of a class
         if name not in label:
-            raise UserError(f"{video} is of a class that {known} lacks")
+            raise UserError(f"{video} belongs in the folder of a class of {known}, frames in a folder below that")
         rows.append((str(video.relative_to(root)), label[name]))
     return rows, [words(name) for name in classes]
 
@@ -544,18 +491,16 @@ DATASETS = {"toy": ucf101, "ucf101": ucf101, "hmdb51": hmdb51, "k400": kinetics,
 
 def root_of(args):
     """The folder of a data set: --root, or where it is by default."""
-    if args.data not in DATASETS:
-        return Path(args.root or args.data or "").absolute()
-    return Path(args.root or (toy.draw.CACHE if args.data == "toy" else f"datasets/{args.data}")).absolute()
+    default = f"datasets/{args.data}" if args.data in DATASETS else args.data or ""
+    return Path(args.root or (toy.draw.CACHE if args.data == "toy" else default)).absolute()
 
 
 def read_list(path, labels):
     """A list of the original code, lines of "path label", and its class names, a CSV of id,name: rows and names."""
     names, rows = read_names(labels), []
-    form, skip = "'path label', the label a number", "# |.*(path|file|video).*label"  # comments and headings
-    for where, (name, number) in read_lines(path, r'"?((?!# ).+?)"?[\s,;]+([0-9]+)(?:\.0*)?', form, skip):
-        if re.search(r"\.\w{2,4}[\s,;]+[0-9]+$", name):  # "file.avi 12 0": which number is the label?
-            raise UserError(f"{where}: expected {form}")
+    # Comments do not match, nor does "file.avi 12 0": which number is the label?
+    pattern = r'(?!# |.*\.\w{2,4}[\s,;]+[0-9]+[\s,;]+[0-9.]+$)"?(.+?)"?[\s,;]+([0-9]+)(?:\.0*)?'
+    for where, (name, number) in read_lines(path, pattern, "'path label', the label a number"):
         if int(number) not in names:
             raise UserError(f"{where}: {labels} has no class for the label {number}")
         rows.append((name, list(names).index(int(number))))
@@ -573,9 +518,8 @@ def read_dataset(name, root, split=1, train=False):
             toy.draw.draw(root)  # if it is not there yet
         return reader(root, split, train)
     except (FileNotFoundError, NotADirectoryError) as error:
-        missing, how = Path(error.filename).relative_to(root), "" if name == "toy" else reader.__doc__ or ""
-        how = inspect.cleandoc(how).replace("{root}", str(root))
-        raise UserError(f"{what} is not in {root}: {missing} is missing. {how}") from error
+        missing, how = Path(error.filename).relative_to(root), "" if name == "toy" else inspect.getdoc(reader) or ""
+        raise UserError(f"{what} is not in {root}: {missing} is missing. {how.replace('{root}', str(root))}") from error
 
 
 def base_classes(rows, num_classes):
@@ -597,9 +541,8 @@ def draw_shots(samples, shots, seed):
 
 
 def load_samples(args, train):
-    """Reads --data or a list, applies --labels, --classes and --shots, and finds the videos on disk. Returns the
-    samples, a list of (path, label), and the class names. Raises UserError if two classes have one name, or no video is
-    on disk."""
+    """Reads --data or a list, applies --labels, --classes and --shots, and finds the videos on disk: a list of (path,
+    label), and the class names. Raises UserError if two classes have one name, or no video is on disk."""
     root, path, half = root_of(args), args.train_list if train else args.val_list, "training" if train else "validation"
     for file in filter(None, (path, args.labels)):
         if not os.path.isfile(file):
@@ -608,33 +551,27 @@ def load_samples(args, train):
         rows, names = read_list(path, args.labels)
     else:
         rows, names = read_dataset(args.data, root, args.split, train)
-        if args.labels:
-            given = list(read_names(args.labels).values())
-            if len(given) != len(names):
-                raise UserError(f"--labels {args.labels} has {len(given)} names, and {args.data} {len(names)} classes")
-            names = given
-    # Capitals and spaces are the same to the tokenizer.
-    twice = [name for name, count in Counter(" ".join(name.lower().split()) for name in names).items() if count > 1]
-    if twice:
-        raise UserError(f"two classes have the same name, {twice[0]!r}: no model can tell them apart")
+        given = list(read_names(args.labels).values()) if args.labels else names
+        if len(given) != len(names):
+            raise UserError(f"--labels {args.labels} has {len(given)} names, and {args.data} {len(names)} classes")
+        names = given
+    same = Counter(" ".join(name.lower().split()) for name in names)  # as the tokenizer sees them
+    if len(same) < len(names):
+        raise UserError(f"two classes have the same name, {same.most_common(1)[0][0]!r}: no model can tell them apart")
     if args.classes != "all":  # the training videos of split 1 decide, whichever are read
         base = base_classes(read_dataset(args.data, root, train=True)[0], len(names))
         kept = [label for label in range(len(names)) if (label in base) == (args.classes == "base")]
         rows = [(name, kept.index(label)) for name, label in rows if label in kept]
         names = [names[label] for label in kept]
-    samples, missing = [], []
-    for name, label in rows:
-        video = find_listed(root, name, unique=not path)  # those of the data sets are
-        if not video:
-            missing.append(root / name)
-        # Many videos of Kinetics have vanished from the web: they are left out. Others count as unreadable.
-        if video or args.data not in ("k400", "k600"):
-            samples.append((video or root / name, label))
+    found = [(find_listed(root, name, unique=not path), root / name, label) for name, label in rows]
+    missing = [listed for video, listed, _ in found if not video]
     if len(missing) == len(rows):
         raise UserError(f"no {half} video is on disk; looked for {missing[0]}" if rows else
                         f"{path or root} lists no videos")
     if missing:
         say(f"{len(missing)} of the {len(rows)} {half} videos are not on disk, such as {missing[0]}")
+    # Many videos of Kinetics have vanished from the web: they are left out. Others count as unreadable.
+    samples = [(video or listed, label) for video, listed, label in found if video or args.data not in ("k400", "k600")]
     return draw_shots(samples, args.shots, args.seed) if train and args.shots else samples, names
 
 
@@ -661,14 +598,13 @@ class VideoDataset(torch.utils.data.Dataset):
         return len(self.paths)
 
     def __getitem__(self, key):
-        (epoch, index), errors = key, []
-        for _ in range(self.ATTEMPTS if self.train else 1):
+        (epoch, first), errors = key, []
+        for attempt in range(self.ATTEMPTS if self.train else 1):
+            index = (first + attempt) % len(self)
             try:
                 return self.read_clip(epoch, index), self.labels[index], index, "\n".join(errors)
             except UserError as error:
                 errors.append(str(error))
-            if self.train:
-                index = (index + 1) % len(self)
         views = () if self.train else (math.prod(self.views),)
         blank = torch.zeros(*views, self.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
         return blank, self.labels[index], index, "\n".join(errors)
@@ -688,19 +624,14 @@ class VideoDataset(torch.utils.data.Dataset):
 
 
 class TrainingBatches(torch.utils.data.Sampler):
-    """The training order: lists of (epoch, index), the share of process `rank` of `world`.
-
-    All videos, shuffled anew in each epoch, in whole batches; each process reads its part of each, in micro-batches.
-    Set `epoch`, and `skip`, the number of micro-batches to leave out at its start, before iterating.
-    """
+    """The training order: lists of (epoch, index), the share of process `rank` of `world`. All videos, shuffled anew in
+    each epoch, in whole batches; each process reads its part of each, in micro-batches. Set `epoch`, and `skip`, the
+    number of micro-batches to leave out at its start, before iterating."""
 
     def __init__(self, length, batch_size, seed, rank=0, world=1, micro_batch=None):
         self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
         self.micro_batch = micro_batch or batch_size // world
         self.epoch = self.skip = 0
-
-    def __len__(self):
-        return self.length // self.batch_size * (self.batch_size // self.world // self.micro_batch) - self.skip
 
     def __iter__(self):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
@@ -722,15 +653,14 @@ def make_loader(clips, batches, workers):
                       persistent_workers=workers > 0)
 
 
-# ---- Command line ---------------------------------------------------------------------------------------------------
+# ---- Command line, and a look at a data set -------------------------------------------------------------------------
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows the default of every flag that has one."""
 
     def _get_help_string(self, action):
-        shown = action.default not in (None, False, argparse.SUPPRESS)
-        return action.help + (" (default: %(default)s)" if shown else "")
+        return action.help + ("" if action.default in (None, False, argparse.SUPPRESS) else " (default: %(default)s)")
 
 
 class Parser(argparse.ArgumentParser):
@@ -778,7 +708,7 @@ def add_arguments(parser, name="--data", training=False):
     if training:
         add("--train-list", type=os.path.abspath, metavar="FILE", help="as --val-list, for training")
         add("--shots", type=at_least(1), metavar="N", help="use at most N training videos of each class")
-        add("--augment", choices=AUGMENTATIONS, metavar="HOW",
+        add("--augment", choices=("none", "crop", "color", "mix"), metavar="HOW",
             help="none; crop: random frames, crop, flip; color: also colours; mix: also mixup or CutMix")
         add("--seed", type=at_least(0), metavar="N", default=1024, help="random seed")
 
@@ -829,9 +759,6 @@ def run(main, *errors):
     sys.exit(f"{Path(sys.argv[0]).name}: error: {message}")
 
 
-# ---- A look at a data set -------------------------------------------------------------------------------------------
-
-
 def picture_grid(rows, tile=128):
     """A picture of some rows, each a (title, frames uint8 [T, 3, S, S]), with frames of `tile` x `tile` pixels."""
     step, left = tile + 2, 210  # pixels from frame to frame, and for the titles
@@ -846,26 +773,6 @@ def picture_grid(rows, tile=128):
     return sheet
 
 
-def describe(args, train):
-    """Prints what is in one half of a data set, and tries to read a hundred of its videos, or all. Returns the half, as
-    `load_samples`."""
-    samples, names = load_samples(args, train)
-    sizes = Counter(label for _, label in samples)
-    order = sorted((sizes[label], name) for label, name in enumerate(names))
-    (few, smallest), (many, largest) = order[0], order[-1]
-    say(f"{'training' if train else 'validation'}:\n"
-        f"  {len(samples)} videos of {len(names)} classes, from {few} ({smallest}) to {many} ({largest})")
-    clips = VideoDataset(samples, num_frames=1, image_size=8, train=False)
-    chosen = range(0, len(samples), 1 if args.check_all else math.ceil(len(samples) / 100))
-    with ThreadPool() as pool:  # threads do: FFmpeg works without Python's lock
-        tried = pool.imap(lambda index: clips[0, index][3], chosen)
-        errors = [error for error in tqdm(tried, "reading", len(chosen), leave=False, disable=None) if error]
-    say(f"  {len(chosen)} tried: {len(errors)} unreadable")
-    for error in errors:
-        say(f"  unreadable {error}")
-    return samples, names
-
-
 def main():
     """Shows what is on disk: counts, missing and unreadable files, a contact sheet."""
     parser = Parser(__doc__, usage="python %(prog)s [DATA] [flags]")
@@ -875,11 +782,22 @@ def main():
     args = parser.parse_args()
     check_lists(parser, args)
     args.data = args.data or (None if args.val_list else "toy")
+    halves = {"training": load_samples(args, train=True), "validation": load_samples(args, train=False)}
+
+    for half, (samples, names) in halves.items():
+        sizes = Counter(label for _, label in samples)
+        order = sorted((sizes[label], name) for label, name in enumerate(names))
+        (few, smallest), (many, largest) = order[0], order[-1]
+        say(f"{half}:\n  {len(samples)} videos of {len(names)} classes, from {few} ({smallest}) to {many} ({largest})")
+        clips = VideoDataset(samples, num_frames=1, image_size=8, train=False)
+        keys = [(0, index) for index in range(0, len(samples), 1 if args.check_all else math.ceil(len(samples) / 100))]
+        tried = thread_map(clips.__getitem__, keys, max_workers=os.cpu_count(), desc="read", leave=False, disable=None)
+        errors = [error for _, _, _, error in tried if error]
+        say(f"  {len(keys)} tried: {len(errors)} unreadable" + "".join(f"\n  unreadable {error}" for error in errors))
+
+    samples, names = halves["training"]
     size, num_frames, augment = (64, 8, "crop") if args.data == "toy" else (224, 32, "mix")
     num_frames, augment = args.frames or num_frames, args.augment or augment
-    samples, names = describe(args, train=True)
-    describe(args, train=False)
-
     clips = VideoDataset(samples, num_frames, size, True, args.seed, not tell_left_from_right(names), augment)
     rows = []
     for index in np.linspace(0, len(clips) - 1, min(len(clips), 10)).astype(int).tolist():  # spread over the classes
