@@ -144,11 +144,9 @@ def make_loader(args, image_size, samples, batch_size=None):
 
 @torch.inference_mode()
 def collect(loader, device, compute):
-    """Calls `compute` with the videos of a `make_loader`, [B, V, T, 3, S, S], on the device.
-
-    Returns what it gives for all n videos of all processes, in the order of the data set: the outputs, a tensor
-    [n, ...]; the labels, int64 [n]; and the errors, n strings, "" for videos that could be read.
-    """
+    """What `compute` gives for the videos of a `make_loader`, [B, V, T, 3, S, S] on the device. Of all n videos of all
+    processes, in the order of the data set: the outputs, a tensor [n, ...]; the labels, int64 [n]; and the errors, n
+    strings, "" for videos that could be read."""
     rows = []
     for video, label, index, errors in tqdm(loader, "evaluating", leave=False, unit="batch", disable=hide_bars()):
         output = compute(video.to(device, non_blocking=True)).float().cpu()
@@ -158,9 +156,8 @@ def collect(loader, device, compute):
 
 
 def predict(models, loader, tokens):
-    """What M CLIPs say of all n videos of a `make_loader`, given the tokens [C, L] of the class names for each: scores
-    [n, M, C], the logarithms of the mean probability over the views, up to a constant; labels, errors as in `collect`.
-    """
+    """What M CLIPs say of all n videos of a `make_loader`, each given the tokens [C, L] of the class names: scores
+    [n, M, C], the log of the mean probability over the views, up to a constant; labels and errors as in `collect`."""
     def scores(video):
         views = video.flatten(0, 1)  # [B * V, T, 3, S, S]
         logits = [model(views, text).unflatten(0, video.shape[:2]) for model, text in zip(models, tokens)]
@@ -177,22 +174,20 @@ def accuracy(scores, labels, errors, classes=None):
     # How many other classes do not score less than the right one: a tie and a NaN count as wrong.
     before = (~(scores < scores.gather(1, labels[:, None]))).sum(dim=1) - 1
     before[[bool(error) for error in errors]] = 5  # unreadable: wrong
-    top1, top5 = 100 * (before < 1).double(), 100 * (before < 5).double()
-    results = {"top1": top1.mean().item(), "top5": top5.mean().item(), "count": len(labels),
+    top1, top5 = (before < 1).double(), (before < 5).double()
+    results = {"top1": 100 * top1.mean().item(), "top5": 100 * top5.mean().item(), "count": len(labels),
                "unreadable": [error for error in errors if error]}
     if classes:
-        rows = [{"class": classes[label], "top1": top1[labels == label].mean().item(),
+        rows = [{"class": classes[label], "top1": 100 * top1[labels == label].mean().item(),
                  "count": (labels == label).sum().item()} for label in labels.unique().tolist()]
         results["per_class"] = sorted(rows, key=lambda row: row["top1"])
     return results
 
 
 def evaluate(model, loader, tokens):
-    """How well a CLIP tells the videos of a `make_loader` apart by the tokens [C, L] of their class names.
-
-    Returns a dict: `top1` and `top5`, percent; `count`, the number of videos; `unreadable`, a list of "path: reason" of
-    those that could not be read, counted as wrong. With several processes all of them get the figures of the whole.
-    """
+    """How well a CLIP tells the videos of a `make_loader` apart by the tokens [C, L] of their class names: a dict of
+    `top1` and `top5`, percent; `count`, the number of videos; and `unreadable`, a list of "path: reason" of those that
+    could not be read, counted as wrong. Of several processes each gets the figures of the whole."""
     scores, labels, errors = predict([model], loader, [tokens])
     return accuracy(scores[:, 0], labels, errors)
 
@@ -222,8 +217,7 @@ def blend(plain, tuned, share):
 
 # ---- Pictures -------------------------------------------------------------------------------------------------------
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#b8a800")
+COLORS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #000000 #b8a800".split()  # Okabe-Ito, for the colour-blind
 MARKERS = "os^DvP*X"
 MAX_NAMES = 64  # classes that a picture has room for
 
@@ -269,9 +263,8 @@ def attention(model, images):
         q, k, _ = module.project(inputs[0])  # [N, heads, L, 64]
         stored.append((q[:, :, 0:1] @ k.mT / 64 ** 0.5).softmax(dim=-1).mean(dim=1))  # [N, 1, L]
 
-    hook = model.visual.transformer.resblocks[-1].attn.register_forward_pre_hook(store)
-    model.encode_image(images)
-    hook.remove()
+    with model.visual.transformer.resblocks[-1].attn.register_forward_pre_hook(store):
+        model.encode_image(images)
     grid = images.shape[-1] // model.visual.conv1.stride[0]
     patches = stored[0][:, 0, 1 : 1 + grid ** 2].unflatten(-1, (grid, grid))
     return (patches / patches.amax(dim=(-1, -2), keepdim=True)).float().cpu()
@@ -307,8 +300,7 @@ def parse_args():
         help="mix the weights of --model, 0, with --weights, 1")
     add = parser.add_argument_group("a look at the model").add_argument
     add("--video", nargs="+", type=Path, metavar="PATH",
-        help="your own videos, or folders of them, to be told apart by --labels: names between commas, or a file with "
-             "one a line; by default the classes of --weights")
+        help="label your own videos, or folders of them: by --labels, names or a file, or the classes of --weights")
     add("--attention", action="store_true", help="draw where the class token looks, attention*.png")
     add("--embeddings", action="store_true", help="save and draw them, embeddings*.npz and .png")
     add("--out", type=Path, metavar="FOLDER", help="for these files, and then also results.json")
@@ -317,7 +309,6 @@ def parse_args():
     if trained:
         parser.set_defaults(frames=trained["frames"])
     if trained and given.data in (None, trained["data"]) and not given.val_list and not given.video:
-        # Here these flags take several values
         several = {name: [trained[name]] for name in ("split", "classes", "val_list", "labels") if trained.get(name)}
         parser.set_defaults(data=trained["data"], root=trained.get("root"), **several)
     args = parser.parse_args()
@@ -399,9 +390,8 @@ def label_videos(args, paths, model, classes):
 
 
 def measure(args, models, known_classes):
-    """Accuracy of all models on all splits or lists and classes that are asked for: a list of dicts, the figures of
-    `evaluate` and those of each class; and the paths of the videos that could be read. `known_classes` are those of a
-    checkpoint, to be told apart where there are no training videos to give the names."""
+    """Accuracy of all models on all splits or lists and classes that are asked for, a list of dicts, and the paths of
+    the videos that could be read. `known_classes`, of a checkpoint, are told apart where there are none in train/."""
     runs, paths, splits = [], [], args.val_list or args.split
     for i, split in enumerate(splits):
         for classes in args.classes:
@@ -445,8 +435,7 @@ def save_embeddings(models, loader, tokens, classes, path):
 
 def report(args, runs):
     """Prints the accuracy of each model, over several splits as mean and standard deviation; of base and novel classes
-    also their harmonic mean, 2 b n / (b + n); and the worst classes of the last run. With --out, writes results.json.
-    """
+    also the harmonic mean, 2 b n / (b + n); and the worst classes of the last run. With --out writes results.json."""
     rows, width = {}, max(len(run["model"]) for run in runs)
     for run in runs:
         rows.setdefault((run["model"], run["classes"]), []).append((run["top1"], run["top5"]))
@@ -461,7 +450,7 @@ def report(args, runs):
                  for c in zip(*figures)]
         say(f"{name:{width}}  {classes:13}" + "".join(f"  {cell:>12}" for cell in cells))
     last = runs[-1]
-    say(f"\nworst of {last['classes']} classes, {last['model']}, split {last['split']}: top-1, % and number of videos")
+    say(f"\nworst classes of {last['model']}, split {last['split']}, {last['classes']}: top-1, % and number of videos")
     for row in last["per_class"][:10]:
         say(f"{row['top1']:5.1f}  {row['count']:4}  {row['class']}")
     for error in dict.fromkeys(error for run in runs for error in run["unreadable"]):
