@@ -11,7 +11,6 @@ whatever the batch size and the number of processes; one that cannot be read cou
     python evaluate.py --weights runs/base/best.pt --classes base novel --blend 0 0.25 0.5 0.75 1
     python evaluate.py --video clip.mp4 --labels "archery, bowling, juggling balls" --model ViT-B/16
 """
-import argparse
 import copy
 import csv
 import importlib.util
@@ -54,17 +53,12 @@ def add_arguments(parser, training=False):
 
 def first_look(parser, paper, tiny):
     """Sets the defaults that depend on --data, --model and --weights, from the table `tiny` for that model and from
-    `paper` for others. Returns a namespace with these flags as given, the content of --weights, and the arguments that
-    the weights were trained with if they are a checkpoint of this project."""
-    first = data.Parser(None, add_help=False)
-    first.add_argument("--data", type=data.name_or_folder)
-    first.add_argument("--resume", type=Path)
-    for flag in ("--model", "--weights", "--val-list", "--video"):
-        first.add_argument(flag)
-    given = first.parse_known_args()[0]
+    `paper` for others. Returns the flags as given, the content of --weights, and the arguments that the weights were
+    trained with if they are a checkpoint of this project."""
+    given = parser.parse_known_args([word for word in sys.argv[1:] if word not in ("-h", "--help")])[0]
     content = clip.read(given.weights) if given.weights else {}
     trained = content["args"] if {"args", "classes", "template"} <= content.keys() else {}
-    name = given.data or (None if given.val_list or given.video else "toy")
+    name = given.data or (None if given.val_list or getattr(given, "video", None) else "toy")
     model = given.model or trained.get("model") or ("tiny" if name == "toy" else "ViT-B/16")
     parser.set_defaults(data=name, model=model, **(tiny if model == "tiny" else paper))
     return given, content, trained
@@ -150,11 +144,9 @@ def make_loader(args, image_size, samples, batch_size=None):
 
 @torch.inference_mode()
 def collect(loader, device, compute):
-    """Calls `compute` with the videos of a `make_loader`, [B, V, T, 3, S, S], on the device.
-
-    Returns what it gives for all n videos of all processes, in the order of the data set: the outputs, a tensor
-    [n, ...]; the labels, int64 [n]; and the errors, n strings, "" for videos that could be read.
-    """
+    """What `compute` gives for the videos of a `make_loader`, [B, V, T, 3, S, S] on the device. Of all n videos of all
+    processes, in the order of the data set: the outputs, a tensor [n, ...]; the labels, int64 [n]; and the errors, n
+    strings, "" for videos that could be read."""
     rows = []
     for video, label, index, errors in tqdm(loader, "evaluating", leave=False, unit="batch", disable=hide_bars()):
         output = compute(video.to(device, non_blocking=True)).float().cpu()
@@ -164,53 +156,40 @@ def collect(loader, device, compute):
 
 
 def predict(models, loader, tokens):
-    """What M CLIPs say of all n videos of a `make_loader`, given the tokens [C, L] of the class names for each: scores
-    [n, M, C], the logarithms of the mean probability over the views, up to a constant; labels, errors as in `collect`.
-    """
+    """What M CLIPs say of all n videos of a `make_loader`, each given the tokens [C, L] of the class names: scores
+    [n, M, C], the log of the mean probability over the views, up to a constant; labels and errors as in `collect`."""
     def scores(video):
-        columns = []
-        for model, text in zip(models, tokens):
-            logits = torch.stack([model(view, text) for view in video.unbind(dim=1)])  # [V, B, C]
-            columns.append(logits.log_softmax(dim=-1).logsumexp(dim=0))
-        return torch.stack(columns, dim=1)
+        views = video.flatten(0, 1)  # [B * V, T, 3, S, S]
+        logits = [model(views, text).unflatten(0, video.shape[:2]) for model, text in zip(models, tokens)]
+        return torch.stack(logits, dim=1).log_softmax(dim=-1).logsumexp(dim=2)  # [B, M, V, C] to [B, M, C]
 
     for model in models:
         model.eval()
     return collect(loader, tokens[0].device, scores)
 
 
-def accuracy(scores, labels, errors):
-    """Accuracy of the scores [n, C] of one model: a dict as `evaluate` returns it."""
+def accuracy(scores, labels, errors, classes=None):
+    """Accuracy of the scores [n, C] of one model: a dict as `evaluate` returns it; with the names of the classes also
+    `per_class`, the name, top-1 and number of videos of each class that has videos, the worst first."""
     # How many other classes do not score less than the right one: a tie and a NaN count as wrong.
     before = (~(scores < scores.gather(1, labels[:, None]))).sum(dim=1) - 1
     before[[bool(error) for error in errors]] = 5  # unreadable: wrong
-    return {
-        "top1": 100 * (before < 1).double().mean().item(),
-        "top5": 100 * (before < 5).double().mean().item(),
-        "count": len(labels),
-        "unreadable": [error for error in errors if error],
-    }
+    top1, top5 = (before < 1).double(), (before < 5).double()
+    results = {"top1": 100 * top1.mean().item(), "top5": 100 * top5.mean().item(), "count": len(labels),
+               "unreadable": [error for error in errors if error]}
+    if classes:
+        rows = [{"class": classes[label], "top1": 100 * top1[labels == label].mean().item(),
+                 "count": (labels == label).sum().item()} for label in labels.unique().tolist()]
+        results["per_class"] = sorted(rows, key=lambda row: row["top1"])
+    return results
 
 
 def evaluate(model, loader, tokens):
-    """How well a CLIP tells the videos of a `make_loader` apart by the tokens [C, L] of their class names.
-
-    Returns a dict: `top1` and `top5`, percent; `count`, the number of videos; `unreadable`, a list of "path: reason" of
-    those that could not be read, counted as wrong. With several processes all of them get the figures of the whole.
-    """
+    """How well a CLIP tells the videos of a `make_loader` apart by the tokens [C, L] of their class names: a dict of
+    `top1` and `top5`, percent; `count`, the number of videos; and `unreadable`, a list of "path: reason" of those that
+    could not be read, counted as wrong. Of several processes each gets the figures of the whole."""
     scores, labels, errors = predict([model], loader, [tokens])
     return accuracy(scores[:, 0], labels, errors)
-
-
-def worst_classes(scores, labels, errors, classes):
-    """A dict for each class that has videos, the worst first: name, top-1 in percent and number of videos. Scores
-    [n, C] of one model, labels and errors as in `collect`."""
-    rows = []
-    for label in sorted(set(labels.tolist())):
-        indices = (labels == label).nonzero().flatten().tolist()
-        result = accuracy(scores[indices], labels[indices], [errors[i] for i in indices])
-        rows.append({"class": classes[label], "top1": result["top1"], "count": len(indices)})
-    return sorted(rows, key=lambda row: row["top1"])
 
 
 def classify(model, video, labels):
@@ -231,31 +210,28 @@ def blend(plain, tuned, share):
     blended, weights = copy.deepcopy(tuned), plain.state_dict()
     for name, parameter in blended.named_parameters():
         if name not in weights or weights[name].shape != parameter.shape:
-            why = "learned prompts cannot be blended" if "prompts" in name else "is --model right?"
-            raise UserError(f"--blend: {name} is not in both models in the same shape; {why}")
+            raise UserError(f"--blend: {name} is not in both models in the same shape")
         parameter.lerp_(weights[name], 1 - share)
     return blended
 
 
 # ---- Pictures -------------------------------------------------------------------------------------------------------
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#b8a800")
+COLORS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #000000 #b8a800".split()  # Okabe-Ito, for the colour-blind
 MARKERS = "os^DvP*X"
 MAX_NAMES = 64  # classes that a picture has room for
 
 
 def to_plane(embeddings):
     """Embeddings [n, D] to points [n, 2]: t-SNE if scikit-learn is installed, else principal components."""
-    embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
-    if importlib.util.find_spec("sklearn") and len(embeddings) > 3:
+    points = torch.nn.functional.normalize(embeddings, dim=-1).numpy()
+    if importlib.util.find_spec("sklearn") and len(points) > 3:
         from sklearn.manifold import TSNE
 
-        return "t-SNE", TSNE(perplexity=min(30, len(embeddings) / 4), init="random", random_state=0).fit_transform(
-            embeddings.numpy())
-    centered = embeddings - embeddings.mean(dim=0)
-    directions = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, [-1, -2]]  # of the largest variance
-    return "principal component", (centered @ directions).numpy()
+        return "t-SNE", TSNE(perplexity=min(30, len(points) / 4), init="random", random_state=0).fit_transform(points)
+    points = points - points.mean(axis=0)
+    directions = np.linalg.eigh(points.T @ points)[1][:, [-1, -2]]  # of the largest variance
+    return "principal component", points @ directions
 
 
 def draw_embeddings(embeddings, labels, classes, path):
@@ -287,9 +263,8 @@ def attention(model, images):
         q, k, _ = module.project(inputs[0])  # [N, heads, L, 64]
         stored.append((q[:, :, 0:1] @ k.mT / 64 ** 0.5).softmax(dim=-1).mean(dim=1))  # [N, 1, L]
 
-    hook = model.visual.transformer.resblocks[-1].attn.register_forward_pre_hook(store)
-    model.encode_image(images)
-    hook.remove()
+    with model.visual.transformer.resblocks[-1].attn.register_forward_pre_hook(store):
+        model.encode_image(images)
     grid = images.shape[-1] // model.visual.conv1.stride[0]
     patches = stored[0][:, 0, 1 : 1 + grid ** 2].unflatten(-1, (grid, grid))
     return (patches / patches.amax(dim=(-1, -2), keepdim=True)).float().cpu()
@@ -314,45 +289,34 @@ def draw_attention(models, video, path, tile=144):
 # ---- Command line ---------------------------------------------------------------------------------------------------
 
 
-def views(text):
-    """A type for argparse: "4x3" is (4, 3), clips and crops."""
-    match = re.fullmatch(r"([1-9][0-9]*)x([13])", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of clips x 1 or 3 crops, such as 4x3")
-    return int(match[1]), int(match[2])
-
-
-def make_parser():
-    """The flags of this script, without the defaults that depend on others."""
+def parse_args():
+    """The arguments, complete and consistent, and the content of --weights; ends wrong calls with exit status 2."""
     parser = data.Parser(__doc__)
     add_arguments(parser)
     add = parser.add_argument_group("evaluation").add_argument
     add("--zero-shot", action="store_true", help="plain CLIP, as without --weights")
-    add("--views", type=views, default="1x1", metavar="VxK", help="V clips of a video, K crops of each")
+    add("--views", default="1x1", metavar="VxK", help="V clips of a video, K crops of each")
     add("--blend", type=data.at_least(0, float, 1), nargs="+", metavar="SHARE",
         help="mix the weights of --model, 0, with --weights, 1")
     add = parser.add_argument_group("a look at the model").add_argument
     add("--video", nargs="+", type=Path, metavar="PATH",
-        help="your own videos, or folders of them, to be told apart by --labels: names between commas, or a file with "
-             "one a line; by default the classes of --weights")
+        help="label your own videos, or folders of them: by --labels, names or a file, or the classes of --weights")
     add("--attention", action="store_true", help="draw where the class token looks, attention*.png")
     add("--embeddings", action="store_true", help="save and draw them, embeddings*.npz and .png")
     add("--out", type=Path, metavar="FOLDER", help="for these files, and then also results.json")
-    return parser
 
-
-def parse_args():
-    """The arguments, complete and consistent, and the content of --weights; ends wrong calls with exit status 2."""
-    parser = make_parser()
     given, content, trained = first_look(parser, dict(frames=32, batch_size=32), dict(frames=8, batch_size=32))
     if trained:
         parser.set_defaults(frames=trained["frames"])
     if trained and given.data in (None, trained["data"]) and not given.val_list and not given.video:
-        # Here these flags take several values
         several = {name: [trained[name]] for name in ("split", "classes", "val_list", "labels") if trained.get(name)}
         parser.set_defaults(data=trained["data"], root=trained.get("root"), **several)
     args = parser.parse_args()
     choose_device(parser, args)
+    views = re.fullmatch("([1-9][0-9]*)x([13])", args.views)
+    if not views:
+        parser.error(f"--views: {args.views!r} is not a number of clips x 1 or 3 crops, such as 4x3")
+    args.views = int(views[1]), int(views[2])
     if args.zero_shot and args.weights:
         parser.error("--zero-shot is about plain CLIP: give --model, not --weights")
     if args.blend and not args.weights:
@@ -376,9 +340,8 @@ def parse_args():
 
 def load_models(args, device):
     """The models to be looked at, {name: CLIP}: plain and fine-tuned to be compared in pictures, or all the blends."""
-    names = [args.weights or args.model]
-    if args.weights and (args.blend or args.attention or args.embeddings):
-        names.insert(0, args.model)
+    two = args.weights and (args.blend or args.attention or args.embeddings)
+    names = [args.model, args.weights] if two else [args.weights or args.model]
     models = [clip.load(name, device, image_size=args.resolution) for name in names]
     for model in models:
         model.template = args.template or model.template
@@ -404,18 +367,17 @@ def label_videos(args, paths, model, classes):
     """Prints which of the classes each video shows, of a single one the five best, and saves a table of several as
     predictions.csv. Returns the paths of those that could be read."""
     loader = make_loader(args, model.image_size, [(path, 0) for path in paths])
-    with autocast(args, model.logit_scale.device):
-        scores, _, errors = predict([model], loader, [class_tokens(model, classes)])
+    scores, _, errors = predict([model], loader, [class_tokens(model, classes)])
     table, shown = [], 5 if len(paths) == 1 else 1
     for path, row, error in zip(paths, scores[:, 0].softmax(dim=-1), errors):  # [C]
         if error:
             say(f"unreadable  {error}")
             table.append((path, "", "", error.removeprefix(f"{path}: ")))
             continue
-        order = row.argsort(descending=True).tolist()
-        for label in order[:shown]:
-            say(f"{100 * row[label]:5.1f} %  {classes[label]:24}  {path}")
-        table.append((path, classes[order[0]], round(row[order[0]].item(), 4), ""))
+        ranking = sorted(zip(row.tolist(), classes), reverse=True)
+        for probability, name in ranking[:shown]:
+            say(f"{100 * probability:5.1f} %  {name:24}  {path}")
+        table.append((path, ranking[0][1], round(ranking[0][0], 4), ""))
     if all(errors):
         raise UserError("none of the videos can be read")
     if rank() == 0 and (len(paths) > 1 or args.out):
@@ -428,9 +390,8 @@ def label_videos(args, paths, model, classes):
 
 
 def measure(args, models, known_classes):
-    """Accuracy of all models on all splits or lists and classes that are asked for: a list of dicts, the figures of
-    `evaluate` and those of each class; and the paths of the videos that could be read. `known_classes` are those of a
-    checkpoint, to be told apart where there are no training videos to give the names."""
+    """Accuracy of all models on all splits or lists and classes that are asked for, a list of dicts, and the paths of
+    the videos that could be read. `known_classes`, of a checkpoint, are told apart where there are none in train/."""
     runs, paths, splits = [], [], args.val_list or args.split
     for i, split in enumerate(splits):
         for classes in args.classes:
@@ -444,62 +405,59 @@ def measure(args, models, known_classes):
                 names = known_classes
             loader = make_loader(args, next(iter(models.values())).image_size, samples)
             tokens = [class_tokens(model, names) for model in models.values()]
-            with autocast(args, tokens[0].device):
-                scores, labels, errors = predict(list(models.values()), loader, tokens)
+            scores, labels, errors = predict(list(models.values()), loader, tokens)
             paths += [path for (path, _), error in zip(samples, errors) if not error]
             for name, score in zip(models, scores.unbind(dim=1)):
-                runs.append({"model": name, "split": split, "classes": classes, **accuracy(score, labels, errors),
-                             "per_class": worst_classes(score, labels, errors, names)})
+                results = accuracy(score, labels, errors, names)
+                runs.append({"model": name, "split": split, "classes": classes, **results})
             if args.embeddings:
                 name = "embeddings" + f"-{classes}" * (len(args.classes) > 1) + f"-{i + 1}" * (len(splits) > 1)
-                save_embeddings(args, models, loader, tokens, names, (args.out or Path()) / name)
+                save_embeddings(models, loader, tokens, names, (args.out or Path()) / name)
     return runs, paths
 
 
 @torch.inference_mode()
-def save_embeddings(args, models, loader, tokens, classes, path):
+def save_embeddings(models, loader, tokens, classes, path):
     """Saves the embeddings of the videos of a loader and of the class names as `path`.npz, and draws the videos'."""
-    videos, texts = {}, []
-    with autocast(args, tokens[0].device):
-        for (name, model), text in zip(models.items(), tokens):
-            videos[name], labels, errors = collect(loader, text.device, lambda video, model=model: torch.stack(
-                [model.encode_video(view) for view in video.unbind(dim=1)]).mean(dim=0))  # over the views
-            texts.append(model.encode_text(text).float().cpu())
+    def embed(video):
+        embeddings = [model.encode_video(video.flatten(0, 1)) for model in models.values()]  # [B * V, D]
+        return torch.stack(embeddings, dim=1).unflatten(0, video.shape[:2]).mean(dim=1)  # over the views: [B, M, D]
+
+    videos, labels, errors = collect(loader, tokens[0].device, embed)
+    texts = torch.stack([model.encode_text(text) for model, text in zip(models.values(), tokens)]).float().cpu()
+    videos = videos.transpose(0, 1)  # [M, n, D]
     if rank() == 0:
-        np.savez(path.with_suffix(".npz"), models=list(models), videos=torch.stack(list(videos.values())),
-                 texts=torch.stack(texts), labels=labels, classes=classes, paths=loader.dataset.paths)
+        np.savez(path.with_suffix(".npz"), models=list(models), videos=videos, texts=texts, labels=labels,
+                 classes=classes, paths=loader.dataset.paths)
         labels[[bool(error) for error in errors]] = -1  # not drawn
-        draw_embeddings(videos, labels, classes, path.with_suffix(".png"))
+        draw_embeddings(dict(zip(models, videos)), labels, classes, path.with_suffix(".png"))
 
 
-def report(runs):
-    """Prints the accuracy of each model, with several splits as mean and standard deviation; where there are base and
-    novel classes, also their harmonic mean, 2 b n / (b + n); the worst classes; and what could not be read."""
-    figures, width = {}, max(len(run["model"]) for run in runs)
+def report(args, runs):
+    """Prints the accuracy of each model, over several splits as mean and standard deviation; of base and novel classes
+    also the harmonic mean, 2 b n / (b + n); and the worst classes of the last run. With --out writes results.json."""
+    rows, width = {}, max(len(run["model"]) for run in runs)
     for run in runs:
-        figures.setdefault(run["model"], {}).setdefault(run["classes"], []).append((run["top1"], run["top5"]))
-
-    def line(name, classes, *columns):
-        cells = [f"{statistics.mean(c):.1f}" + (f" ± {statistics.stdev(c):.1f}" if len(c) > 1 else "") for c in columns]
-        say(f"{name:{width}}  {classes:13}" + "".join(f"  {cell:>12}" for cell in cells))
-
+        rows.setdefault((run["model"], run["classes"]), []).append((run["top1"], run["top5"]))
+    for name, classes in [*rows]:
+        if classes == "base" and (name, "novel") in rows:
+            pairs = [(base[0], novel[0]) for base, novel in zip(rows[name, "base"], rows[name, "novel"])]  # top-1
+            rows[name, "harmonic mean"] = [(statistics.harmonic_mean(pair),) for pair in pairs]
     say(f"\n{sum(run['count'] for run in runs if run['model'] == runs[0]['model'])} videos")
     say(f"{'':{width}}  {'classes':13}  {'top-1, %':>12}  {'top-5, %':>12}")
-    for name, rows in figures.items():
-        for classes, pairs in rows.items():
-            line(name, classes, *zip(*pairs))
-        if {"base", "novel"} <= rows.keys():
-            pairs = [(base[0], novel[0]) for base, novel in zip(rows["base"], rows["novel"])]  # top-1
-            line(name, "harmonic mean", [statistics.harmonic_mean(pair) for pair in pairs])
-    # Of the last model on the last split
-    last = [run for run in runs if (run["model"], run["split"]) == (runs[-1]["model"], runs[-1]["split"])]
-    rows = [row for run in last for row in run["per_class"] if row["top1"] < 100]
-    of = f"{last[0]['model']}, split {last[0]['split']}"
-    say(f"\nworst classes of {of}: top-1, % and number of videos" if rows else "")
-    for row in sorted(rows, key=lambda row: row["top1"])[:10]:
+    for (name, classes), figures in rows.items():
+        cells = [f"{statistics.mean(c):.1f}" + (f" ± {statistics.stdev(c):.1f}" if len(c) > 1 else "")
+                 for c in zip(*figures)]
+        say(f"{name:{width}}  {classes:13}" + "".join(f"  {cell:>12}" for cell in cells))
+    last = runs[-1]
+    say(f"\nworst classes of {last['model']}, split {last['split']}, {last['classes']}: top-1, % and number of videos")
+    for row in last["per_class"][:10]:
         say(f"{row['top1']:5.1f}  {row['count']:4}  {row['class']}")
     for error in dict.fromkeys(error for run in runs for error in run["unreadable"]):
         say(f"unreadable, counted as wrong: {error}")
+    if rank() == 0 and args.out:
+        results = {"runs": runs, "command": sys.argv, "arguments": vars(args)}
+        (args.out / "results.json").write_text(json.dumps(results, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def main():
@@ -510,20 +468,16 @@ def main():
     paths = [video for path in args.video or () for video in data.find_videos(path)]
     models = load_models(args, device)
     model = list(models.values())[-1]
-    what = f"{args.data}, split {' '.join(map(str, args.split))}, {' and '.join(args.classes)} classes"
-    say(f"{args.weights or args.model} on {'your videos' if args.video else ' '.join(args.val_list or [what])}, "
+    say(f"{args.weights or args.model} on {'your videos' if args.video else ' '.join(args.val_list or [args.data])}, "
         f"{args.frames} frames, {args.views[0]} x {args.views[1]} views, "
         f"prompt {' and '.join(dict.fromkeys(repr(model.template) for model in models.values()))}")
-    if args.video:
-        classes = read_labels(args.labels) if args.labels else content["classes"]
-        paths = label_videos(args, paths, model, classes)
-    else:
-        runs, paths = measure(args, models, content.get("classes", []))
-        report(runs)
-        if rank() == 0 and args.out:
-            results = {"runs": runs, "command": sys.argv, "arguments": vars(args)}
-            (out / "results.json").write_text(json.dumps(results, indent=1, default=str) + "\n", encoding="utf-8")
-        paths = paths[:: max(1, len(paths) // 3)][:3]  # for pictures of attention
+    with autocast(args, device):
+        if args.video:
+            paths = label_videos(args, paths, model, read_labels(args.labels) if args.labels else content["classes"])
+        else:
+            runs, paths = measure(args, models, content.get("classes", []))
+            report(args, runs)
+            paths = paths[:: max(1, len(paths) // 3)][:3]  # for pictures of attention
     if rank() == 0 and args.attention:
         for number, path in enumerate(paths, 1):
             video = data.read_video(path, args.frames, short_side=round(model.image_size * data.SHORT_SIDE))

@@ -181,14 +181,14 @@ def test_attention_comes_back_from_the_device(gpu, model, monkeypatch):
         assert evaluate.attention(model, pixels(5, 3, 64, 64).to(gpu)).shape == (5, 4, 4)
 
 
-def test_embeddings_come_back_from_the_device(model, tokens, tmp_path, monkeypatch):
+def test_embeddings_come_back_from_the_device(gpu, model, tokens, tmp_path, monkeypatch):
     saved = {}
     monkeypatch.setattr("numpy.savez", lambda path, **arrays: saved.update(arrays))
     monkeypatch.setattr(evaluate, "draw_embeddings", lambda *_: None)
     videos = Batches(loader(6))
     videos.dataset = types.SimpleNamespace(paths=[])
-    evaluate.save_embeddings(types.SimpleNamespace(amp="bf16"), {"one": model, "two": model}, videos, [tokens] * 2,
-                             [], tmp_path / "embeddings")
+    with evaluate.autocast(types.SimpleNamespace(amp="bf16"), gpu):
+        evaluate.save_embeddings({"one": model, "two": model}, videos, [tokens] * 2, [], tmp_path / "embeddings")
     assert saved["videos"].shape == (2, 8, 128)
     assert {saved[name].device.type for name in ("videos", "texts", "labels")} == {"cpu"}
 

@@ -110,7 +110,7 @@ def test_worst_classes_are_those_of_a_plain_count():
         if not error:
             expected[label, score.argmax()] += 1
     names = ["a", "b", "c", "never"]
-    rows = evaluate.worst_classes(scores, labels, errors, names)
+    rows = evaluate.accuracy(scores, labels, errors, names)["per_class"]
     assert [row["top1"] for row in rows] == sorted(row["top1"] for row in rows)
     assert {row["class"] for row in rows} == {"a", "b", "c"}
     for row in rows:
