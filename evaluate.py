@@ -55,10 +55,14 @@ def first_look(parser, paper, tiny):
     """Sets the defaults that depend on --data, --model and --weights, from the table `tiny` for that model and from
     `paper` for others. Returns the flags as given, the content of --weights, and the arguments that the weights were
     trained with if they are a checkpoint of this project."""
-    given = parser.parse_known_args([word for word in sys.argv[1:] if word not in ("-h", "--help")])[0]
+    first = data.Parser(None, add_help=False)
+    first.add_argument("--data", type=data.name_or_folder)
+    for flag in ("--model", "--weights", "--val-list", "--video", "--resume"):
+        first.add_argument(flag)
+    given = first.parse_known_args()[0]
     content = clip.read(given.weights) if given.weights else {}
     trained = content["args"] if {"args", "classes", "template"} <= content.keys() else {}
-    name = given.data or (None if given.val_list or getattr(given, "video", None) else "toy")
+    name = given.data or (None if given.val_list or given.video else "toy")
     model = given.model or trained.get("model") or ("tiny" if name == "toy" else "ViT-B/16")
     parser.set_defaults(data=name, model=model, **(tiny if model == "tiny" else paper))
     return given, content, trained
@@ -450,7 +454,7 @@ def report(args, runs):
                  for c in zip(*figures)]
         say(f"{name:{width}}  {classes:13}" + "".join(f"  {cell:>12}" for cell in cells))
     last = runs[-1]
-    say(f"\nworst classes of {last['model']}, split {last['split']}, {last['classes']}: top-1, % and number of videos")
+    say(f"\nworst of {last['classes']} classes, {last['model']}, split {last['split']}: top-1, % and number of videos")
     for row in last["per_class"][:10]:
         say(f"{row['top1']:5.1f}  {row['count']:4}  {row['class']}")
     for error in dict.fromkeys(error for run in runs for error in run["unreadable"]):
@@ -468,7 +472,8 @@ def main():
     paths = [video for path in args.video or () for video in data.find_videos(path)]
     models = load_models(args, device)
     model = list(models.values())[-1]
-    say(f"{args.weights or args.model} on {'your videos' if args.video else ' '.join(args.val_list or [args.data])}, "
+    what = " ".join(args.val_list or [f"{args.data}, split", *map(str, args.split)])
+    say(f"{args.weights or args.model} on {'your videos' if args.video else what}, "
         f"{args.frames} frames, {args.views[0]} x {args.views[1]} views, "
         f"prompt {' and '.join(dict.fromkeys(repr(model.template) for model in models.values()))}")
     with autocast(args, device):

@@ -78,7 +78,7 @@ def parse_args(parser, paper, tiny):
     saved = {}
     if given.resume:
         try:
-            saved = dict(json.loads((given.resume / "args.json").read_text(encoding="utf-8")))
+            saved = dict(json.loads(Path(given.resume, "args.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             parser.error(f"--resume: there is no run in {given.resume}, its args.json cannot be read ({error})")
         if saved.get("script") != parser.prog:
