@@ -83,10 +83,8 @@ class Tokenizer:
         return [self.ids[part] for part in parts]
 
     def __call__(self, texts, truncate=False):
-        """Tokens of C texts, int64 [C, L], with start and end and then zeros; L is the longest text of the call.
-
-        L is not always the full context length because nothing after the end token can matter: attention is causal and
-        the text is read out at its end token. For short class names most of the 77 tokens would be computed in vain.
+        """Tokens of C texts, int64 [C, L], with start and end and then zeros. L is the longest text of the call, not
+        all 77 tokens: what follows the end token cannot matter, as attention is causal and the text is read out there.
 
         Raises InputError for a text of more than `context_length` tokens, unless `truncate`, which keeps the first.
         """
@@ -318,11 +316,10 @@ class Inert(dict):
     """Stands in for every object of a file that is not data: accepts whatever unpickling does to it, and does nothing.
     Configurations, argparse.Namespace, numpy scalars and hostile code all become this."""
 
-    __hash__ = object.__hash__
-
     def ignore(self, *args, **kwargs):
         pass
 
+    __hash__ = object.__hash__
     __init__ = __setstate__ = __setitem__ = append = extend = add = ignore
 
 
@@ -384,14 +381,14 @@ def find_state(path, content):
     names = [str(name) for state in states for name in state]
     kinds = {"message_": "an X-CLIP, which has layers across time", "layer1.0.conv1.weight": "a CLIP with a ResNet",
              "vision_model.head": "a SigLIP", "visual.trunk": "a SigLIP or another model of timm"}
-    kind = next((kind for part, kind in kinds.items() if any(part in name for name in names)), None)
-    for state in states if kind is None else ():
+    other = [kind for part, kind in kinds.items() if any(part in name for name in names)]
+    for state in states if not other else ():
         for name, mark in itertools.product(state, MARKS):
             if str(name).endswith(mark):
                 prefix = name.removesuffix(mark)
                 return {key.removeprefix(prefix).removeprefix("text."): value for key, value in state.items()
                         if torch.is_tensor(value)}, mark
-    found = f"{kind or 'something else'} ({', '.join(name[:30] for name in names[:2])}, ...)"
+    found = f"{[*other, 'something else'][0]} ({', '.join(name[:30] for name in names[:2])}, ...)"
     raise InputError(f"{path} holds {found if names else 'no state dict'}; {SUPPORTED}")
 
 
@@ -441,11 +438,10 @@ def from_vifi_clip(state, base):
             while (name := f"{encoder}.transformer.resblocks.{len(layers)}.VPT_shallow") in state:
                 layers.append(state[name])
             ours[prompts] = torch.stack(layers)
+    models = {50: "ViT-B/32", 197: "ViT-B/16", 257: "ViT-L/14", 577: "ViT-L/14@336px"}  # by the number of positions
+    base = base or models.get(len(ours["visual.positional_embedding"]))
     if base is None:
-        positions = len(ours["visual.positional_embedding"])
-        base = {50: "ViT-B/32", 197: "ViT-B/16", 257: "ViT-L/14", 577: "ViT-L/14@336px"}.get(positions)
-        if base is None:
-            raise InputError("a checkpoint of the original ViFi-CLIP needs the CLIP that it was made from as `base`")
+        raise InputError("a checkpoint of the original ViFi-CLIP needs the CLIP that it was made from as `base`")
     ours["token_embedding.weight"] = read(base)["model"]["token_embedding.weight"]
     return ours
 
@@ -458,8 +454,8 @@ IMAGENET = {"mean": torch.tensor([0.485, 0.456, 0.406]), "std": torch.tensor([0.
 def read(weights, base=None):
     """The content of a file of weights: a dict with the state dict, in OpenAI's names, as "model", and of a checkpoint
     of ours also what is in MORE. Arguments and errors are those of `load`."""
-    place = MODELS.get(weights, weights)
-    path = fetch(place) if str(place).startswith("https://") else Path(place)
+    path = MODELS.get(weights, weights)
+    path = fetch(path) if str(path).startswith("https://") else Path(path)
     if not path.is_file():
         message = f"this is neither a file nor a model; the models are {', '.join(MODELS)}"
         raise FileNotFoundError(errno.ENOENT, message, str(path))
@@ -500,14 +496,11 @@ def resize_positions(embedding, grid):
 def load(weights, device="cpu", base=None, image_size=None):
     """The CLIP of a name in MODELS or of a file, in float32.
 
-    The file may be OpenAI's TorchScript archive; a state dict with OpenAI's names, alone or anywhere in a checkpoint;
-    one of OpenCLIP for the same architectures; one of Hugging Face's CLIPModel, .bin or .safetensors; a checkpoint of
-    ours; or one of the original ViFi-CLIP, whose word embeddings come from `base`, a name or path, by default OpenAI's
-    model of the same dimensions. Files do not say which activation a model has: QuickGELU is assumed, which OpenAI's
-    models and OpenCLIP's with "quickgelu" in their name have.
-
-    `image_size` is the side of the input in pixels, a multiple of the patch size, if it is to differ from that of the
-    weights: their position embeddings are interpolated.
+    The file may be OpenAI's TorchScript archive; a state dict with OpenAI's names, alone or anywhere in a checkpoint,
+    as OpenCLIP's and ours; Hugging Face's CLIPModel, .bin or .safetensors; or a checkpoint of the original ViFi-CLIP,
+    whose word embeddings come from `base`, a name or path, by default OpenAI's model of the same dimensions. Files do
+    not say which activation a model has: QuickGELU is assumed, as OpenAI's models have it and OpenCLIP's with
+    "quickgelu" in their name. For another `image_size`, in pixels, the position embeddings are interpolated.
 
     Raises FileNotFoundError if there is no such file, InputError if it cannot be downloaded or holds something else.
     """
@@ -516,12 +509,11 @@ def load(weights, device="cpu", base=None, image_size=None):
     try:
         sizes = dimensions(state)
     except (KeyError, ValueError, IndexError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else "visual.conv1.weight or another has a wrong shape"
-        raise InputError(f"{weights} holds no whole CLIP: {what}; {SUPPORTED}") from error
-    # Wider ones, such as ViT-H-14 (1280), have heads of 80 and more
-    if sizes["vision_width"] > 1024 or sizes["vision_width"] % 64 or sizes["text_width"] % 64:
-        raise InputError(f"{weights} holds a CLIP whose encoders are {sizes['vision_width']} and {sizes['text_width']} "
-                         "wide; its heads are not 64 wide, and those of this project are")
+        problem = f"visual.conv1.weight or others are missing or of another shape ({error!r})"
+        raise InputError(f"{weights} holds no whole CLIP: {problem}; {SUPPORTED}") from error
+    vision, text = sizes["vision_width"], sizes["text_width"]
+    if vision > 1024 or vision % 64 or text % 64:  # wider ones, such as ViT-H-14 (1280), have heads of 80 and more
+        raise InputError(f"{weights} holds a CLIP of widths {vision} and {text}: its heads are not 64 wide, as here")
     if image_size not in (None, sizes["image_size"]):
         grid, rest = divmod(image_size, sizes["patch_size"])
         if rest or not grid:
@@ -535,13 +527,12 @@ def load(weights, device="cpu", base=None, image_size=None):
     wrong = [name for name, shape in shapes.items() if name not in state or state[name].shape != shape]
     wrong += [name for name in state if ".resblocks." in name and name not in shapes]  # adapters, layers across time
     if wrong:
-        raise InputError(f"{weights} holds no whole CLIP, or another kind: {wrong[0][:60]} is missing, of "
-                         f"another shape or unknown; {SUPPORTED}")
+        problem = f"{wrong[0][:60]} is missing, unknown or of another shape"
+        raise InputError(f"{weights} holds no whole CLIP, or another kind: {problem}; {SUPPORTED}")
     damaged = next((name for name in shapes if not state[name].isfinite().all()), None)
     if damaged:
         raise InputError(f"{weights} is damaged: {damaged} has values that are not finite")
     model.load_state_dict({name: state[name] for name in shapes}, assign=True)
-    for name in ("mean", "std", "template", "fusion"):
-        if name in content:
-            setattr(model, name, content[name])
+    for name in content.keys() & {"mean", "std", "template", "fusion"}:
+        setattr(model, name, content[name])
     return model.to(device)
