@@ -26,11 +26,10 @@ import train
 from data import UserError
 
 # The paper's few-shot row
-PAPER = dict(frames=32, batch_size=64, epochs=50, warmup_epochs=5.0, lr=8e-3, augment="mix", ctx=[10, 10],
-             depth=[12, 12])
+PAPER = dict(frames=32, batch_size=64, epochs=50, warmup_epochs=5, lr=8e-3, augment="mix", ctx=[10, 10], depth=[12, 12])
 # The tiny model sees a frame as 17 tokens, not 197: one prompt has the same share. It reads letters, and nine text
 # prompts are "a photo of a", so that in the first layer they start as what the bridge is used to.
-TINY = dict(frames=8, batch_size=8, epochs=20, warmup_epochs=2.0, lr=8e-3, augment="crop", ctx=[1, 9], depth=[3, 3],
+TINY = dict(frames=8, batch_size=8, epochs=20, warmup_epochs=2, lr=8e-3, augment="crop", ctx=[1, 9], depth=[3, 3],
             shots=2)
 
 

@@ -32,8 +32,8 @@ import evaluate
 from data import UserError, rank, say
 
 # The zero-shot row of the paper's experiments, and what suits a model of a hundredth of the size
-PAPER = dict(frames=32, batch_size=256, epochs=10, warmup_epochs=5.0, lr=8e-6, augment="mix")
-TINY = dict(frames=8, batch_size=32, epochs=10, warmup_epochs=1.0, lr=8e-4, augment="crop")
+PAPER = dict(frames=32, batch_size=256, epochs=10, warmup_epochs=5, lr=8e-6, augment="mix")
+TINY = dict(frames=8, batch_size=32, epochs=10, warmup_epochs=1, lr=8e-4, augment="crop")
 
 WEIGHT_DECAY, LABEL_SMOOTHING = 1e-3, 0.1  # in all experiments
 MAX_LOGIT_SCALE = math.log(100)  # OpenAI's bound: exp(logit_scale) <= 100
@@ -129,8 +129,7 @@ def save(path, model, args, state, optimizer=None, scaler=None):
 
 
 def log(args, **record):
-    """Appends a record to log.jsonl, in the main process. A resumed run repeats the steps after its checkpoint: of each
-    step the last record counts."""
+    """Appends a record to log.jsonl, in the main process; of a step that a resumed run repeats, the last counts."""
     if rank() == 0:
         with open(args.out / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -153,14 +152,14 @@ def draw_curves(folder, state):
 
 def describe(args, model, state):
     """Prints what will be run."""
-    trained, before = sum(p.numel() for p in model.parameters() if p.requires_grad), state.validations[0]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    before = state.validations[0]
     say(f"""\
 model      {args.weights or args.model}, {trained:,} parameters to train ({args.tune})
 data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(state.classes)}
 videos     {state.videos} for training, {before["count"]} for validation, {len(before["unreadable"])} of them unreadable
 input      {args.frames} frames of {model.image_size} x {model.image_size}, prompt {args.template!r}
-training   {args.epochs} epochs of {state.videos // args.batch_size} steps of {args.batch_size} videos
-recipe     learning rate {args.lr:g}, --augment {args.augment}, seed {args.seed}
+training   {args.epochs} epochs, batches of {args.batch_size}, learning rate {args.lr:g}, --augment {args.augment}, seed {args.seed}
 machine    {args.world} x {model.logit_scale.device.type}, {args.micro_batch} videos at once, mixed precision {args.amp}
 results    {args.out}; if interrupted, to go on: python {args.script} --resume {args.out}""")
 
@@ -183,8 +182,7 @@ def learning_rate(step, steps, warmup_steps, peak):
 
 
 def choose_parameters(model, args, new):
-    """Freezes what is not trained: the word embeddings and, where one encoder alone is tuned, the other and
-    logit_scale."""
+    """Freezes the word embeddings and, where one encoder alone is tuned, the other and logit_scale."""
     for name, parameter in model.named_parameters():
         encoder = "both" if name == "logit_scale" else "image" if name.startswith("visual.") else "text"
         parameter.requires_grad_(args.tune in ("both", encoder) and name != "token_embedding.weight")
@@ -367,8 +365,7 @@ def main():
     add = parser.add_argument_group("what is trained, and what is averaged over time").add_argument
     add("--tune", choices=("both", "image", "text"), default="both", help="encoders to train")
     add("--fusion", choices=("embedding", "decision", "image"), default="embedding", metavar="WHAT",
-        help="embedding: the embeddings of the frames; decision: their logits; image: train on single frames, and "
-             "average probabilities in evaluation")
+        help="embedding: those of frames; decision: their logits; image: trains on frames, averages probabilities")
     run(parse_args(parser, PAPER, TINY), choose_parameters)
 
 
