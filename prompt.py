@@ -26,12 +26,11 @@ import train
 from data import UserError
 
 # The paper's few-shot row
-PAPER = dict(frames=32, batch_size=64, epochs=50, warmup_epochs=5.0, lr=8e-3, augment="mix", template="{}.",
-             ctx=[10, 10], depth=[12, 12])
+PAPER = dict(frames=32, batch_size=64, epochs=50, warmup_epochs=5, lr=8e-3, augment="mix", ctx=[10, 10], depth=[12, 12])
 # The tiny model sees a frame as 17 tokens, not 197: one prompt has the same share. It reads letters, and nine text
 # prompts are "a photo of a", so that in the first layer they start as what the bridge is used to.
-TINY = dict(frames=8, batch_size=8, epochs=20, warmup_epochs=2.0, lr=8e-3, augment="crop", template="{}.",
-            ctx=[1, 9], depth=[3, 3], shots=2)
+TINY = dict(frames=8, batch_size=8, epochs=20, warmup_epochs=2, lr=8e-3, augment="crop", ctx=[1, 9], depth=[3, 3],
+            shots=2)
 
 
 def make_prompts(model, ctx, depth, seed):
@@ -55,12 +54,10 @@ def prepare(model, args, new):
         if model.visual_prompts is not None or model.text_prompts is not None:
             raise UserError(f"{args.weights} has prompts already: give the weights that they were learned for")
         if args.ctx[1] > len(model.positional_embedding) // 2:
-            raise UserError(f"--ctx {args.ctx[1]}: too many text prompts for the {len(model.positional_embedding)} "
-                            "positions of the text encoder")
-        layers = len(model.visual.transformer.resblocks), len(model.transformer.resblocks)
-        if args.depth[0] > layers[0] or args.depth[1] > layers[1]:
-            raise UserError(f"--depth {args.depth[0]} {args.depth[1]}: the encoders have {layers[0]} and {layers[1]} "
-                            "layers")
+            raise UserError(f"--ctx {args.ctx[1]}: too many text prompts, over half of the text encoder's positions")
+        vision, text = len(model.visual.transformer.resblocks), len(model.transformer.resblocks)
+        if args.depth[0] > vision or args.depth[1] > text:
+            raise UserError(f"--depth {args.depth[0]} {args.depth[1]}: the encoders have {vision} and {text} layers")
         model.set_prompts(*make_prompts(model, args.ctx, args.depth, args.seed))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in ("visual_prompts", "text_prompts"))
@@ -70,10 +67,10 @@ def prepare(model, args, new):
 def main():
     """Prompt learning, new or resumed."""
     parser = train.make_parser(__doc__)
-    parser.set_defaults(tune="prompts")
-    add, pair = parser.add_argument_group("prompts").add_argument, dict(nargs=2, metavar=("VISION", "TEXT"))
-    add("--ctx", type=data.at_least(0), **pair, help="prompt tokens in each encoder, 0 for none")
-    add("--depth", type=data.at_least(1), **pair, help="layers with prompts of their own in each encoder")
+    parser.set_defaults(tune="prompts", template="{}.")
+    add = parser.add_argument_group("prompts").add_argument
+    add("--ctx", type=data.at_least(0), nargs=2, metavar=("VISION", "TEXT"), help="tokens in each encoder, 0 for none")
+    add("--depth", type=data.at_least(1), nargs=2, metavar=("VISION", "TEXT"), help="layers with tokens of their own")
     args = train.parse_args(parser, PAPER, TINY)
     if not any(args.ctx):
         parser.error("no prompts are left to be learned: --ctx 0 0")

@@ -16,7 +16,6 @@ ends with the same weights.
 import contextlib
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,10 +32,8 @@ import evaluate
 from data import UserError, rank, say
 
 # The zero-shot row of the paper's experiments, and what suits a model of a hundredth of the size
-PAPER = dict(frames=32, batch_size=256, epochs=10, warmup_epochs=5.0, lr=8e-6, augment="mix",
-             template="a photo of a {}.")
-TINY = dict(frames=8, batch_size=32, epochs=10, warmup_epochs=1.0, lr=8e-4, augment="crop",
-            template="a photo of a {}.")
+PAPER = dict(frames=32, batch_size=256, epochs=10, warmup_epochs=5, lr=8e-6, augment="mix")
+TINY = dict(frames=8, batch_size=32, epochs=10, warmup_epochs=1, lr=8e-4, augment="crop")
 
 WEIGHT_DECAY, LABEL_SMOOTHING = 1e-3, 0.1  # in all experiments
 MAX_LOGIT_SCALE = math.log(100)  # OpenAI's bound: exp(logit_scale) <= 100
@@ -60,14 +57,13 @@ def make_parser(doc):
     add("--warmup-epochs", type=data.at_least(0, float), metavar="X", help="until the learning rate is at its highest")
     add("--lr", type=data.at_least(0, float), metavar="X", help="highest learning rate")
     add = parser.add_argument_group("time and memory").add_argument
-    add("--micro-batch", type=data.at_least(1), metavar="N", help="videos at once on a GPU, by default 8, tiny all")
-    add("--checkpoint-activations", action="store_true", help="less memory, a third more time: compute them twice")
+    add("--micro-batch", type=data.at_least(1), metavar="N", help="videos on a GPU at once, by default 8; of tiny all")
+    add("--checkpoint-activations", action="store_true", help="compute them twice: less memory, a third more time")
     add("--compile", action="store_true", help="compile both encoders: slower to start, then faster")
     add = parser.add_argument_group("run").add_argument
     add("--out", type=Path, metavar="FOLDER", help="for checkpoints and log, by default runs/DATA")
     add("--resume", type=Path, metavar="FOLDER", help="go on with the run in FOLDER, with its arguments")
-    add("--save-minutes", type=data.at_least(0, float), metavar="X", default=15.0,
-        help="a checkpoint at least this often, and after every epoch")
+    add("--save-minutes", type=data.at_least(0, float), metavar="X", default=15.0, help="save at least this often")
     return parser
 
 
@@ -78,21 +74,27 @@ def parse_args(parser, paper, tiny):
     saved = {}
     if given.resume:
         try:
-            saved = dict(json.loads(Path(given.resume, "args.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            saved = json.loads((given.resume / "args.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             parser.error(f"--resume: there is no run in {given.resume}, its args.json cannot be read ({error})")
-        if saved.get("script") != parser.prog:
-            parser.error(f"--resume: {given.resume} is a run of {saved.get('script')}")
+        if saved["script"] != parser.prog:
+            parser.error(f"--resume: {given.resume} is a run of {saved['script']}")
         parser.set_defaults(**saved)
     args = parser.parse_args()
     for name, value in saved.items():
         if name not in MAY_CHANGE and getattr(args, name) != value:
             flag = f"--{name.replace('_', '-')}"
             parser.error(f"{flag} is {value!r} in {args.resume} and cannot become {getattr(args, name)!r}")
+    data.check_lists(parser, args)
     if not args.resume and args.out and (args.out / "last.pt").exists():
         parser.error(f"--out {args.out} holds a run already; go on with it by --resume, or choose another folder")
     args.out = args.resume or args.out
-    data.check_lists(parser, args)
+    if not args.out:
+        name, number = Path(args.data or args.train_list).stem, 1
+        args.out = Path("runs") / name
+        while args.out.exists():
+            number += 1
+            args.out = Path("runs") / f"{name}-{number}"
     evaluate.choose_device(parser, args)
     share, rest = divmod(args.batch_size, args.world)
     args.micro_batch = min(args.micro_batch or (share if args.model == "tiny" else math.gcd(share, 8)), share)
@@ -109,23 +111,7 @@ def parse_args(parser, paper, tiny):
 # ---- What a run leaves ----------------------------------------------------------------------------------------------
 
 
-def make_folder(args):
-    """Makes the folder of a new run, --out or the first of runs/NAME, runs/NAME-2, ... that is not there, and stores
-    the arguments in it; those of a resumed run anew, as some may change."""
-    if not args.out:
-        name, number = Path(args.data or args.train_list).stem, 1
-        args.out = Path("runs") / name
-        while args.out.exists():
-            number += 1
-            args.out = Path("runs") / f"{name}-{number}"
-    if rank() == 0:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "args.json").write_text(json.dumps(vars(args), indent=1, default=str) + "\n", encoding="utf-8")
-        with open(args.out / "log.jsonl", "a" if args.resume else "w", encoding="utf-8") as file:
-            file.write("\n" if args.resume else "")  # ends a line that may have been cut off
-
-
-def save(path, model, args, optimizer, scaler, state):
+def save(path, model, args, state, optimizer=None, scaler=None):
     """Saves the model, what it takes to use it and, with an optimizer, to resume the run; in the main process. The file
     is written beside its place and then renamed: a kill or a full disk leaves the old one whole."""
     content = {"model": model.state_dict(), "mean": model.mean, "std": model.std, "template": model.template,
@@ -143,56 +129,39 @@ def save(path, model, args, optimizer, scaler, state):
 
 
 def log(args, **record):
-    """Appends a record to log.jsonl, in the main process. A resumed run repeats the steps after its checkpoint: of each
-    step the last record counts."""
+    """Appends a record to log.jsonl, in the main process; of a step that a resumed run repeats, the last counts."""
     if rank() == 0:
         with open(args.out / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 
-def read_log(folder):
-    """The last record of each step and of each validation in log.jsonl: two lists of dicts."""
-    steps, validations = {}, {}
-    for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # a line that was cut off by a kill
-            record = json.loads(line)
-            (validations if "top1" in record else steps)[record["step"]] = record
-    return list(steps.values()), list(validations.values())
-
-
-def draw_curves(folder):
-    """Draws curves.png from log.jsonl, in the main process: loss and accuracy against epochs."""
+def draw_curves(folder, state):
+    """Draws curves.png: the loss of each step, and accuracy before training and after each epoch."""
     from matplotlib.figure import Figure
 
-    if rank() > 0:
-        return
-    steps, validations = read_log(folder)
     picture = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = picture.subplots(1, 2)
-    left.plot([r["epoch"] for r in steps], [r["loss"] for r in steps], color="#0072b2", linewidth=1)
-    left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
-    for name, label, color in (("top1", "top-1", "#0072b2"), ("top5", "top-5", "#009e73")):
-        epochs, figures = [r["epoch"] for r in validations], [r[name] for r in validations]
-        right.plot(epochs, figures, "o-", color=color, label=label)
-    right.axhline(validations[0]["top1"], color="#555555", linestyle=":", label="top-1 before training")
+    left.plot(state.losses, linewidth=1)
+    left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+    right.plot([result["top1"] for result in state.validations], "o-", label="top-1")
+    right.plot([result["top5"] for result in state.validations], "s-", label="top-5")
     right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
     right.legend()
     picture.savefig(folder / "curves.png", dpi=120)
 
 
-def describe(args, model, classes, training, validation):
+def describe(args, model, state):
     """Prints what will be run."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    before = state.validations[0]
     say(f"""\
 model      {args.weights or args.model}, {trained:,} parameters to train ({args.tune})
-data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(classes)}
-videos     {training} for training, {validation} for validation
+data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(state.classes)}
+videos     {state.videos} for training, {before["count"]} for validation, {len(before["unreadable"])} of them unreadable
 input      {args.frames} frames of {model.image_size} x {model.image_size}, prompt {args.template!r}
-training   {args.epochs} epochs of {training // args.batch_size} steps of {args.batch_size} videos, \
-learning rate {args.lr:g}, --augment {args.augment}, seed {args.seed}
-machine    {args.world} x {model.logit_scale.device.type}, {args.micro_batch} videos at once, \
-mixed precision {args.amp}, {args.workers} workers
-results    {args.out}""")
+training   {args.epochs} epochs, batches of {args.batch_size} videos, learning rate {args.lr:g}, --augment {args.augment}
+machine    {args.world} x {model.logit_scale.device.type}, {args.micro_batch} videos at once, mixed precision {args.amp}
+results    {args.out}; if interrupted, to go on: python {args.script} --resume {args.out}""")
 
 
 # ---- Training -------------------------------------------------------------------------------------------------------
@@ -213,38 +182,32 @@ def learning_rate(step, steps, warmup_steps, peak):
 
 
 def choose_parameters(model, args, new):
-    """Freezes what is not trained: the word embeddings and, where one encoder alone is tuned, the other and
-    logit_scale."""
+    """Freezes the word embeddings and, where one encoder alone is tuned, the other and logit_scale."""
     for name, parameter in model.named_parameters():
         encoder = "both" if name == "logit_scale" else "image" if name.startswith("visual.") else "text"
         parameter.requires_grad_(args.tune in ("both", encoder) and name != "token_embedding.weight")
 
 
-def validate(args, model, loader, classes, epoch, step):
+def validate(args, model, loader, state):
     """Measures accuracy on the validation videos with the template of the model, prints and logs it."""
     with evaluate.autocast(args, model.logit_scale.device):
-        results = evaluate.evaluate(model, loader, evaluate.class_tokens(model, classes))
+        results = evaluate.evaluate(model, loader, evaluate.class_tokens(model, state.classes))
+    epoch = len(state.validations)
     say(f"epoch {epoch:2} of {args.epochs}   top-1 {results['top1']:5.1f} %   top-5 {results['top5']:5.1f} %"
         + (f"   (prompt {model.template!r})" if epoch == 0 else ""))
-    log(args, step=step, epoch=epoch, **results)
-    check_unreadable(results["unreadable"], len(results["unreadable"]), results["count"])
+    log(args, step=state.step, epoch=epoch, **results)
     return results
 
 
-def check_unreadable(errors, failures, seen):
-    """Raises UserError if too many of the videos that were `seen` could not be read."""
-    if failures > MAX_UNREADABLE * max(seen, 200):
-        raise UserError(f"{len(errors)} videos cannot be read, over {MAX_UNREADABLE:.0%}: {errors[0]}")
-
-
-def set_up(args, model, prepare, last, val_loader, classes, num_videos):
-    """Makes the optimizer, the scaler of fp16 and the state of a run: new, or as `last`, the path of last.pt of an
-    interrupted run, has them. The model of a new run is validated as it is, and then prepared (see `train`)."""
-    state = SimpleNamespace(step=0, epoch=0, before=None, best=None, unreadable=[], failures=0, seconds=0.0,
-                            videos=num_videos, classes=classes)
-    make_folder(args)
+def set_up(args, model, prepare, val_loader, last, state):
+    """Prepares a model for training, and makes its optimizer and the scaler of fp16. A new run gets its folder, and the
+    model is validated as it is; an interrupted one goes on as `last`, the path of its last.pt, has it."""
     if not last:
-        state.before = validate(args, model, val_loader, classes, epoch=0, step=0)
+        if rank() == 0:
+            args.out.mkdir(parents=True, exist_ok=True)
+            (args.out / "args.json").write_text(json.dumps(vars(args), indent=1, default=str) + "\n", encoding="utf-8")
+            (args.out / "log.jsonl").unlink(missing_ok=True)  # of a run that failed before its first checkpoint
+        state.validations.append(validate(args, model, val_loader, state))
     prepare(model, args, new=not last)
     model.template, model.fusion = args.template, args.fusion
     model.visual.transformer.checkpointing = model.transformer.checkpointing = args.checkpoint_activations
@@ -253,40 +216,40 @@ def set_up(args, model, prepare, last, val_loader, classes, num_videos):
     scaler = torch.amp.GradScaler(model.logit_scale.device.type, enabled=args.amp == "fp16")
     if last:
         content = torch.load(last, map_location="cpu", weights_only=True)
-        if (content["videos"], content["classes"]) != (num_videos, classes):
+        if (content["videos"], content["classes"]) != (state.videos, state.classes):
             raise UserError(f"{last} is of a run on {content['videos']} videos of {len(content['classes'])} classes, "
-                            f"not these {num_videos} of {len(classes)}")
-        state = SimpleNamespace(**{name: content[name] for name in vars(state)})
+                            f"not these {state.videos} of {len(state.classes)}")
+        vars(state).update({name: content[name] for name in vars(state)})
         optimizer.load_state_dict(content["optimizer"])
         scaler.load_state_dict(content["scaler"])
+        log(args, resumed=state.step)  # ends a line that was cut off
         say(f"resumes after step {state.step}")
     if args.compile:
         model.visual.compile()
         model.transformer.compile()
-    return optimizer, scaler, state
+    return optimizer, scaler
 
 
 def train(args, prepare):
-    """Trains a CLIP, with validation before the first and after every epoch.
+    """Trains a CLIP, with validation before the first and after every epoch. Returns the state at the end.
 
     `prepare(model, args, new)` says which parameters of the loaded model require a gradient, and in prompt.py it adds
     prompts if the run is new. Leaves args.json, log.jsonl, curves.png, last.pt and best.pt in the folder `args.out`.
-    Returns the state at the end.
     """
     device = evaluate.start(args)
 
-    # The videos and their classes, and what is trained on them
+    # The videos and their classes, the model, and the state of the run
     train_samples, classes = data.load_samples(args, train=True)
-    val_samples, val_classes = data.load_samples(args, train=False)
-    if val_classes != classes:
-        raise UserError(f"training has the classes {', '.join(classes)[:80]}, validation {', '.join(val_classes)[:80]}")
+    val_samples, _ = data.load_samples(args, train=False)
     steps_per_epoch = len(train_samples) // args.batch_size
     if not steps_per_epoch:
         raise UserError(f"{len(train_samples)} training videos are fewer than --batch-size {args.batch_size}")
     last = args.out / "last.pt" if args.resume and (args.out / "last.pt").exists() else None
     model = clip.load(last or args.weights or args.model, device, image_size=args.resolution)
     val_loader = evaluate.make_loader(args, model.image_size, val_samples, args.micro_batch)
-    optimizer, scaler, state = set_up(args, model, prepare, last, val_loader, classes, len(train_samples))
+    state = SimpleNamespace(step=0, losses=[], validations=[], unreadable=[], seconds=0.0, videos=len(train_samples),
+                            classes=classes)
+    optimizer, scaler = set_up(args, model, prepare, val_loader, last, state)
     network = DistributedDataParallel(model) if args.world > 1 else model
 
     # The order in which the videos are read, the workers that read them, and the class names
@@ -296,13 +259,13 @@ def train(args, prepare):
     loader = data.make_loader(clips, batches, args.workers)
     tokens = evaluate.class_tokens(model, classes)  # [C, L]
     micro_steps = args.batch_size // args.world // args.micro_batch
-    describe(args, model, classes, len(train_samples), len(val_samples))
+    describe(args, model, state)
     bar = tqdm(total=args.epochs * steps_per_epoch, initial=state.step, disable=evaluate.hide_bars(), bar_format=BAR)
     saved = time.perf_counter()
 
-    for epoch in range(state.epoch, args.epochs):
+    for epoch in range(state.step // steps_per_epoch, args.epochs):
         model.train()
-        batches.epoch, batches.skip = epoch, (state.step - epoch * steps_per_epoch) * micro_steps
+        batches.epoch, batches.skip = epoch, state.step % steps_per_epoch * micro_steps
         micro_batches = iter(loader)
         while state.step < (epoch + 1) * steps_per_epoch:
             begin, wait, loss_sum, errors = time.perf_counter(), 0.0, 0.0, []
@@ -352,47 +315,44 @@ def train(args, prepare):
 
             # Log
             seconds = time.perf_counter() - begin
+            speed, wait = args.batch_size / seconds, wait / seconds
             state.step, state.seconds = state.step + 1, state.seconds + seconds
+            state.losses.append(loss)
             log(args, step=state.step, epoch=state.step / steps_per_epoch, loss=loss, lr=lr, gradient_norm=norm,
-                skipped=not finite, videos_per_second=args.batch_size / seconds, data_wait=wait / seconds,
-                unreadable=sorted(errors))
-            bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {args.batch_size / seconds:.0f} videos/s, data wait "
-                                f"{wait / seconds:.0%}")
+                skipped=not finite, videos_per_second=speed, data_wait=wait, unreadable=sorted(errors))
+            bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {speed:.0f} videos/s, data wait {wait:.0%}")
             bar.update()
-            state.unreadable, state.failures = sorted({*state.unreadable, *errors}), state.failures + len(errors)
-            check_unreadable(state.unreadable, state.failures, state.step * args.batch_size)
-            if time.perf_counter() - saved > 60 * args.save_minutes:
-                save(args.out / "last.pt", model, args, optimizer, scaler, state)
+            state.unreadable += errors
+            if len(state.unreadable) > MAX_UNREADABLE * max(state.step * args.batch_size, 200):
+                raise UserError(f"over {MAX_UNREADABLE:.0%} of the videos cannot be read, such as {errors[0]}")
+            if time.perf_counter() - saved > 60 * args.save_minutes and state.step % steps_per_epoch:
+                save(args.out / "last.pt", model, args, state, optimizer, scaler)
                 saved = time.perf_counter()
 
         # Validate and save
-        results = validate(args, model, val_loader, classes, epoch + 1, state.step)
-        state.epoch = epoch + 1
-        if state.best is None or results["top1"] >= state.best["top1"]:
-            state.best = results
-            save(args.out / "best.pt", model, args, None, None, state)
-        save(args.out / "last.pt", model, args, optimizer, scaler, state)
+        results = validate(args, model, val_loader, state)
+        state.validations.append(results)
+        if results["top1"] == max(result["top1"] for result in state.validations[1:]):
+            save(args.out / "best.pt", model, args, state)
+        save(args.out / "last.pt", model, args, state, optimizer, scaler)
         saved = time.perf_counter()
-        draw_curves(args.out)
+        if rank() == 0:
+            draw_curves(args.out, state)
     bar.close()
     return state
 
 
 def run(args, prepare):
-    """Trains, and prints what came out of it, or after Ctrl-C how to go on."""
-    try:
-        state = train(args, prepare)
-    except KeyboardInterrupt:
-        if args.out:
-            say(f"to go on: python {Path(sys.argv[0]).name} --resume {args.out}")
-        raise
-    for error in sorted({*state.unreadable, *state.best["unreadable"]}):
+    """Trains, and prints what came out of it."""
+    state = train(args, prepare)
+    before, best = state.validations[0], max(reversed(state.validations[1:]), key=lambda result: result["top1"])
+    for error in sorted({*state.unreadable, *best["unreadable"]}):
         say(f"unreadable {error}")
     minutes, seconds = divmod(round(state.seconds), 60)
     say(f"""
               top-1    top-5
-before       {state.before["top1"]:6.1f}   {state.before["top5"]:6.1f}   %
-{"prompts" if args.tune == "prompts" else "fine-tuned":10}   {state.best["top1"]:6.1f}   {state.best["top5"]:6.1f}   %
+before       {before["top1"]:6.1f}   {before["top5"]:6.1f}   %
+{"prompts" if args.tune == "prompts" else "fine-tuned":10}   {best["top1"]:6.1f}   {best["top5"]:6.1f}   %
 {minutes} min {seconds} s of training, {state.step * args.batch_size / state.seconds:.0f} videos/s
 the best model is {args.out / "best.pt"}""")
     evaluate.finish()
@@ -401,11 +361,11 @@ the best model is {args.out / "best.pt"}""")
 def main():
     """Fine-tuning, new or resumed."""
     parser = make_parser(__doc__)
+    parser.set_defaults(template="a photo of a {}.")
     add = parser.add_argument_group("what is trained, and what is averaged over time").add_argument
     add("--tune", choices=("both", "image", "text"), default="both", help="encoders to train")
     add("--fusion", choices=("embedding", "decision", "image"), default="embedding", metavar="WHAT",
-        help="embedding: the embeddings of the frames; decision: their logits; image: the probabilities, and only in "
-             "evaluation, after training on single frames")
+        help="embedding: those of frames; decision: their logits; image: trains on frames, averages probabilities")
     run(parse_args(parser, PAPER, TINY), choose_parameters)
 
 

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 import itertools
+import json
 import multiprocessing
 import os
 import re
@@ -462,7 +463,8 @@ def steps_of_training(model, name, arguments, batches=None, steps=5):
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         train.main()
-        records = train.read_log(Path(folder) / "run")[0][3:]
+        lines = (Path(folder) / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines[3:]]
     used = torch.cuda.max_memory_allocated() / 2 ** 30 if torch.cuda.is_available() else 0.0
     return *(statistics.median(record[key] for record in records) for key in ("videos_per_second", "data_wait")), used
 

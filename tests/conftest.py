@@ -1,4 +1,5 @@
 """Fixtures: a home with OpenAI's vocabulary, a small random model, small videos, and the scripts to be run."""
+import contextlib
 import importlib
 import json
 import os
@@ -119,6 +120,17 @@ def run(call):
         return out
 
     return run
+
+
+def read_log(folder):
+    """The last record of each step and of each validation in the log of a run: two lists of dicts."""
+    steps, validations = {}, {}
+    for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # a line that was cut off by a kill
+            record = json.loads(line)
+            if "step" in record:
+                (validations if "top1" in record else steps)[record["step"]] = record
+    return list(steps.values()), list(validations.values())
 
 
 def flags(**given):

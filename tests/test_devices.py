@@ -217,11 +217,11 @@ def test_training_keeps_to_the_device(script, amp, gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "load_samples", lambda args, train: ([("video.avi", 0)] * 8, list("abcd")))
     monkeypatch.setattr(data, "make_loader", lambda clips, *_: loader(*[1] * (not clips.train), batches=2))
     monkeypatch.setattr(train, "save", lambda path, *state: saved.update({path.name: state}))
-    monkeypatch.setattr(train, "draw_curves", lambda _: None)
+    monkeypatch.setattr(train, "draw_curves", lambda *_: None)
     flags = "--batch-size 8 --micro-batch 4 --frames 3 --augment mix --epochs 2 --out"
     monkeypatch.setattr("sys.argv", ["train.py", "--amp", amp, *flags.split(), str(tmp_path)])
     script.main()
-    model, args, optimizer, scaler, state = saved["last.pt"]
+    model, args, state, optimizer, scaler = saved["last.pt"]
     assert (state.step, args.gpus, scaler.is_enabled()) == (2, 1, amp == "fp16")
     assert {tensor.device for tensor in model.state_dict().values()} == {gpu}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -236,10 +236,12 @@ def test_a_resumed_run_is_on_the_device_whole(gpu, model, monkeypatch, tmp_path)
     on_cpu = clip.load("tiny")
     train.choose_parameters(on_cpu, args, new=True)
     optimizer = torch.optim.AdamW([p for p in on_cpu.parameters() if p.requires_grad], fused=True)
-    content = dict(step=1, epoch=1, before={}, best={}, unreadable=[], failures=0, seconds=1.0, videos=8, classes=["a"],
+    state = types.SimpleNamespace(step=1, losses=[0.5], videos=8, classes=["a"])
+    content = dict(vars(state), step=2, losses=[0.5, 0.25],
                    optimizer=step(on_cpu, optimizer).state_dict(), scaler={})
     monkeypatch.setattr(torch, "load", lambda path, **_: content)
-    optimizer, *_ = train.set_up(args, model, train.choose_parameters, "last.pt", None, ["a"], 8)
+    optimizer, _ = train.set_up(args, model, train.choose_parameters, None, "last.pt", state)
+    assert (state.step, state.losses) == (2, [0.5, 0.25])
     moments = [tensor for moments in step(model, optimizer).state.values() for tensor in moments.values()]
     assert {tensor.device for tensor in moments} == {gpu}
 

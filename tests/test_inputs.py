@@ -28,7 +28,7 @@ TRAINING = [*SMALL, "--batch-size", "2", "--epochs", "1", "--warmup-epochs", "0"
 def here(tmp_path, monkeypatch):
     """An empty folder, in which the scripts run."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "draw_curves", lambda folder: None)
+    monkeypatch.setattr(train, "draw_curves", lambda folder, state: None)
     return tmp_path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PROJECT, distance, flags, script
+from conftest import PROJECT, distance, flags, read_log, script
 
 import clip
 import data
@@ -36,7 +36,7 @@ def gradient(folder, *arguments):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["train.py", *ONE_STEP, "--out", str(folder / "-".join(arguments)), *arguments])
-        patch.setattr(train, "validate", lambda *args, **kwargs: None)
+        patch.setattr(train, "validate", lambda *args: {"count": 1, "unreadable": []})
         patch.setattr(train, "choose_parameters", prepare)
         patch.setattr(train, "get_total_norm", stop)
         with pytest.raises(FirstStep):
@@ -196,11 +196,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(home, tmp_path):
     assert all(torch.equal(moments[0][i][key], moments[1][i][key]) for i in moments[0] for key in moments[0][i])
     timing = {"videos_per_second", "data_wait"}
     logs = [[[{key: value for key, value in record.items() if key not in timing} for record in records]
-             for records in train.read_log(path)] for path in (alone, folder)]
+             for records in read_log(path)] for path in (alone, folder)]
     assert logs[0] == logs[1]
     assert [len(records) for records in logs[0]] == [18, 4]
     best = max(record["top1"] for record in logs[0][1][1:])
-    assert torch.load(alone / "best.pt", weights_only=True)["best"]["top1"] == best
+    assert torch.load(alone / "best.pt", weights_only=True)["validations"][-1]["top1"] == best
+    assert one["losses"] == other["losses"] == [record["loss"] for record in logs[0][0]]
+    assert one["validations"] == other["validations"]
 
 
 def test_fp16_skips_steps_until_the_scale_fits(home, tmp_path):
