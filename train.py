@@ -74,7 +74,7 @@ def parse_args(parser, paper, tiny):
     saved = {}
     if given.resume:
         try:
-            saved = json.loads((given.resume / "args.json").read_text(encoding="utf-8"))
+            saved = json.loads(Path(given.resume, "args.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             parser.error(f"--resume: there is no run in {given.resume}, its args.json cannot be read ({error})")
         if saved["script"] != parser.prog:
@@ -159,9 +159,9 @@ model      {args.weights or args.model}, {trained:,} parameters to train ({args.
 data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(state.classes)}
 videos     {state.videos} for training, {before["count"]} for validation, {len(before["unreadable"])} of them unreadable
 input      {args.frames} frames of {model.image_size} x {model.image_size}, prompt {args.template!r}
-training   {args.epochs} epochs, batches of {args.batch_size} videos, learning rate {args.lr:g}, --augment {args.augment}
-machine    {args.world} x {model.logit_scale.device.type}, {args.micro_batch} videos at once, mixed precision {args.amp}
-results    {args.out}; if interrupted, to go on: python {args.script} --resume {args.out}""")
+training   {args.epochs} epochs, {args.batch_size} videos a batch, learning rate {args.lr:g}, --augment {args.augment}
+machine    {args.world} x {model.logit_scale.device.type}, {args.micro_batch} videos at once, --amp {args.amp}
+results    {args.out}""")
 
 
 # ---- Training -------------------------------------------------------------------------------------------------------
@@ -202,11 +202,14 @@ def validate(args, model, loader, state):
 def set_up(args, model, prepare, val_loader, last, state):
     """Prepares a model for training, and makes its optimizer and the scaler of fp16. A new run gets its folder, and the
     model is validated as it is; an interrupted one goes on as `last`, the path of its last.pt, has it."""
+    if rank() == 0:
+        args.out.mkdir(parents=True, exist_ok=True)
+        temporary = args.out / "args.tmp"  # renamed when it is whole: the disk may be full
+        temporary.write_text(json.dumps(vars(args), indent=1, default=str) + "\n", encoding="utf-8")
+        temporary.replace(args.out / "args.json")
+        if not last:  # what is there is of a run that failed before its first checkpoint
+            (args.out / "log.jsonl").unlink(missing_ok=True)
     if not last:
-        if rank() == 0:
-            args.out.mkdir(parents=True, exist_ok=True)
-            (args.out / "args.json").write_text(json.dumps(vars(args), indent=1, default=str) + "\n", encoding="utf-8")
-            (args.out / "log.jsonl").unlink(missing_ok=True)  # of a run that failed before its first checkpoint
         state.validations.append(validate(args, model, val_loader, state))
     prepare(model, args, new=not last)
     model.template, model.fusion = args.template, args.fusion
@@ -343,8 +346,12 @@ def train(args, prepare):
 
 
 def run(args, prepare):
-    """Trains, and prints what came out of it."""
-    state = train(args, prepare)
+    """Trains, and prints what came out of it, or after Ctrl-C how to go on."""
+    try:
+        state = train(args, prepare)
+    except KeyboardInterrupt:
+        say(f"to go on: python {args.script} --resume {args.out}")
+        raise
     before, best = state.validations[0], max(reversed(state.validations[1:]), key=lambda result: result["top1"])
     for error in sorted({*state.unreadable, *best["unreadable"]}):
         say(f"unreadable {error}")
