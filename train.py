@@ -159,7 +159,7 @@ model      {args.weights or args.model}, {trained:,} parameters to train ({args.
 data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(state.classes)}
 videos     {state.videos} for training, {before["count"]} for validation, {len(before["unreadable"])} of them unreadable
 input      {args.frames} frames of {model.image_size} x {model.image_size}, prompt {args.template!r}
-training   {args.epochs} epochs, batches of {args.batch_size} videos, learning rate {args.lr:g}, --augment {args.augment}
+training   {args.epochs} epochs, batches of {args.batch_size}, learning rate {args.lr:g}, --augment {args.augment}
 machine    {args.world} x {model.logit_scale.device.type}, {args.micro_batch} videos at once, mixed precision {args.amp}
 results    {args.out}; if interrupted, to go on: python {args.script} --resume {args.out}""")
 
