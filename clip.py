@@ -61,44 +61,29 @@ class Tokenizer:
 
     def encode(self, text):
         """The token ids of one text, a list of int without start and end."""
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-        text = " ".join(text.split()).lower()
-        return [token for word in self.words.findall(text) for token in self.encode_word(word)]
+        words = self.words.findall(html.unescape(html.unescape(ftfy.fix_text(text))).lower())
+        return [token for word in words for token in self.encode_word(word)]
 
     def encode_word(self, word):
         """The token ids of one word: joins the pair that comes first in the merges until no pair is a merge."""
         parts = [self.character[byte] for byte in word.encode()]
         parts[-1] += "</w>"
-        while len(parts) > 1:
-            best = min(zip(parts, parts[1:]), key=lambda pair: self.rank.get(pair, float("inf")))
-            if best not in self.rank:
-                break
-            joined, i = [], 0
-            while i < len(parts):  # join every occurrence of the best pair, from the left
-                n = 2 if tuple(parts[i : i + 2]) == best else 1
-                joined.append("".join(parts[i : i + n]))
-                i += n
-            parts = joined
+        while merges := self.rank.keys() & zip(parts, parts[1:]):
+            first = min(merges, key=self.rank.get)
+            for i in range(len(parts)):  # which gets shorter meanwhile; slices beyond the end are no pairs
+                if tuple(parts[i : i + 2]) == first:
+                    parts[i : i + 2] = ["".join(first)]
         return [self.ids[part] for part in parts]
 
-    def __call__(self, texts, truncate=False):
-        """Tokens of C texts, int64 [C, L], with start and end and then zeros; L is the longest text of the call.
-
-        L is not always the full context length because nothing after the end token can matter: attention is causal and
-        the text is read out at its end token. For short class names most of the 77 tokens would be computed in vain.
-
-        Raises InputError for a text of more than `context_length` tokens, unless `truncate`, which keeps the first.
-        """
-        rows = []
-        for text in texts:
-            ids = self.encode(text)
-            if len(ids) > self.context_length - 2 and not truncate:
-                raise InputError(f"a text of {len(ids) + 2} tokens; the model reads {self.context_length}: {text!r}")
-            rows.append([self.start, *ids[: self.context_length - 2], self.end])
-        tokens = torch.zeros(len(rows), max(map(len, rows), default=2), dtype=torch.int64)
-        for row, ids in zip(tokens, rows):
-            row[: len(ids)] = torch.tensor(ids)
-        return tokens
+    def __call__(self, texts):
+        """Tokens of C texts, int64 [C, L], with start and end and then zeros; L is the longest text of the call. It is
+        not always 77: attention is causal and a text is read out at its end token, so nothing after it can matter.
+        Raises InputError for a text of more than `context_length` tokens."""
+        rows = [torch.tensor([self.start, *self.encode(text), self.end]) for text in texts]
+        for text, row in zip(texts, rows):
+            if len(row) > self.context_length:
+                raise InputError(f"a text of {len(row)} tokens; the model reads {self.context_length}: {text!r}")
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 # ---- The transformers -----------------------------------------------------------------------------------------------
