@@ -15,7 +15,6 @@ import errno
 import gzip
 import html
 import http.client
-import itertools
 import pickle
 import sys
 import warnings
@@ -62,39 +61,29 @@ class Tokenizer:
 
     def encode(self, text):
         """The token ids of one text, a list of int without start and end."""
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-        text = " ".join(text.split()).lower()
-        return [token for word in self.words.findall(text) for token in self.encode_word(word)]
+        words = self.words.findall(html.unescape(html.unescape(ftfy.fix_text(text))).lower())
+        return [token for word in words for token in self.encode_word(word)]
 
     def encode_word(self, word):
         """The token ids of one word: joins the pair that comes first in the merges until no pair is a merge."""
         parts = [self.character[byte] for byte in word.encode()]
         parts[-1] += "</w>"
-        while len(parts) > 1:
-            best = min(zip(parts, parts[1:]), key=lambda pair: self.rank.get(pair, float("inf")))
-            if best not in self.rank:
-                break
-            joined, i = [], 0
-            while i < len(parts):  # join every occurrence of the best pair, from the left
-                n = 2 if tuple(parts[i : i + 2]) == best else 1
-                joined.append("".join(parts[i : i + n]))
-                i += n
-            parts = joined
+        while merges := self.rank.keys() & zip(parts, parts[1:]):
+            first = min(merges, key=self.rank.get)
+            for i in range(len(parts)):  # which gets shorter meanwhile; slices beyond the end are no pairs
+                if tuple(parts[i : i + 2]) == first:
+                    parts[i : i + 2] = ["".join(first)]
         return [self.ids[part] for part in parts]
 
-    def __call__(self, texts, truncate=False):
-        """Tokens of C texts, int64 [C, L], with start and end and then zeros. L is the longest text of the call, not
-        all 77 tokens: what follows the end token cannot matter, as attention is causal and the text is read out there.
-
-        Raises InputError for a text of more than `context_length` tokens, unless `truncate`, which keeps the first.
-        """
-        rows = []
-        for text in texts:
-            ids = self.encode(text)
-            if len(ids) > self.context_length - 2 and not truncate:
-                raise InputError(f"a text of {len(ids) + 2} tokens; the model reads {self.context_length}: {text!r}")
-            rows.append(torch.tensor([self.start, *ids[: self.context_length - 2], self.end]))
-        return pad_sequence(rows, batch_first=True)
+    def __call__(self, texts):
+        """Tokens of C texts, int64 [C, L], with start and end and then zeros; L is the longest text of the call. It is
+        not always 77: attention is causal and a text is read out at its end token, so nothing after it can matter.
+        Raises InputError for a text of more than `context_length` tokens."""
+        rows = [torch.tensor([self.start, *self.encode(text), self.end]) for text in texts]
+        for text, row in zip(texts, rows):
+            if len(row) > self.context_length:
+                raise InputError(f"a text of {len(row)} tokens; the model reads {self.context_length}: {text!r}")
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 # ---- The transformers -----------------------------------------------------------------------------------------------
@@ -150,11 +139,9 @@ class Transformer(nn.Module):
         self.resblocks = nn.ModuleList(Block(width) for _ in range(layers))
 
     def forward(self, x, prompts=None, start=None):
-        """x [N, L, width] to the same shape.
-
-        `prompts` [depth, n_ctx, width]: prompts[0] is already in x, at the positions start to start + n_ctx. Before
-        block i, 0 < i < depth, prompts[i] replaces what is at these positions (section 3.2, and VPT, 2203.12119).
-        """
+        """x [N, L, width] to the same shape. Of `prompts` [depth, n_ctx, width] the first is already in x, at the
+        positions start to start + n_ctx. Before block i, 0 < i < depth, prompts[i] replaces what is at these positions
+        (section 3.2, and VPT, 2203.12119)."""
         for i, block in enumerate(self.resblocks):
             if prompts is not None and 0 < i < len(prompts):
                 end = start + prompts.shape[1]
@@ -188,12 +175,10 @@ class VisionTransformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """The two encoders and the scale of their similarity.
-
-    Beside its parameters it stores what the weights were trained with: `mean` and `std` of the pixels, OpenAI's by
-    default; the `template` that makes a sentence of a class name, by default the bare name; and `fusion`, what is
-    averaged over time (the ablation of the paper): "embedding", the default, "decision" or "image", see `forward`.
-    """
+    """The two encoders and the scale of their similarity. Beside its parameters it stores what the weights were trained
+    with: `mean` and `std` of the pixels, OpenAI's by default; the `template` that makes a sentence of a class name, by
+    default the bare name; and `fusion`, what is averaged over time (the ablation of the paper): "embedding", the
+    default, "decision" or "image", see `forward`."""
 
     def __init__(self, embed_dim, image_size, patch_size, vision_width, vision_layers,
                  context_length, vocab_size, text_width, text_layers):
@@ -215,8 +200,8 @@ class CLIP(nn.Module):
 
     def set_prompts(self, visual, text):
         """Gives the encoders learned prompts (prompt.py): tensors [depth, n_ctx, width], None for none."""
-        for name, prompts in (("visual_prompts", visual), ("text_prompts", text)):
-            self.register_parameter(name, None if prompts is None else nn.Parameter(prompts))
+        self.visual_prompts = None if visual is None else nn.Parameter(visual)
+        self.text_prompts = None if text is None else nn.Parameter(text)
         # Text prompts take positions from the text.
         self.tokenizer.context_length = len(self.positional_embedding) - (0 if text is None else text.shape[1])
 
@@ -286,9 +271,7 @@ VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d
 
 def fetch(address):
     """The path of one of OpenAI's files, downloaded if need be into the folder where their own package looks for it.
-
-    Raises InputError, which says what to put where by hand, if that fails.
-    """
+    Raises InputError, which says what to put where by hand, if that fails."""
     sha256 = VOCABULARY_SHA256 if address == VOCABULARY else address.split("/")[-2]
     path = Path.home() / ".cache" / "clip" / address.split("/")[-1]
     if not path.exists():
@@ -302,17 +285,17 @@ def fetch(address):
 
 
 def read_merges(vocab_size):
-    """The merges of a vocabulary of that size: pairs of tokens, from OpenAI's vocabulary file."""
+    """The merges of a vocabulary of that size: pairs of tokens, from OpenAI's file, whose first line is a comment."""
     if vocab_size <= TINY_VOCABULARY:
         return []
-    lines = gzip.decompress(fetch(VOCABULARY).read_bytes()).decode().split("\n")
-    return [tuple(line.split()) for line in lines[1 : vocab_size - TINY_VOCABULARY + 1]]  # the first line is a comment
+    with gzip.open(fetch(VOCABULARY), "rt", encoding="utf-8") as file:
+        return [tuple(line.split()) for line in file.readlines()[1 : vocab_size - TINY_VOCABULARY + 1]]
 
 
 # ---- Reading a file of weights without running what it contains -----------------------------------------------------
 
 
-class Inert(dict):
+class Inert:
     """Stands in for every object of a file that is not data: accepts whatever unpickling does to it, and does nothing.
     Configurations, argparse.Namespace, numpy scalars and hostile code all become this."""
 
@@ -323,24 +306,18 @@ class Inert(dict):
     __init__ = __setstate__ = __setitem__ = append = extend = add = ignore
 
 
-class Unpickler(pickle.Unpickler):
-    """Rebuilds tensors and plain containers; other classes and functions become `Inert`."""
-
-    DATA = {"collections.OrderedDict": OrderedDict, "torch.Size": torch.Size, "_codecs.encode": lambda text, _: text,
-            "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
-            "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter}
-
-    def find_class(self, module, name):
-        if module == "torch" and name.endswith("Storage"):  # of files written before torch 1.6
-            return getattr(torch, name)
-        return self.DATA.get(f"{module}.{name}", Inert)
-
-
 class SafePickle:
-    """What `torch.load` needs of its `pickle_module`."""
+    """A `pickle_module` for `torch.load` that rebuilds tensors and plain containers; all else becomes `Inert`."""
 
-    Unpickler = Unpickler
-    load = staticmethod(lambda file, **options: Unpickler(file, **options).load())
+    class Unpickler(pickle.Unpickler):
+        REBUILT = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter")
+
+        def find_class(self, module, name):
+            return super().find_class(module, name) if f"{module}.{name}" in self.REBUILT else Inert
+
+    @staticmethod
+    def load(file, **options):
+        return SafePickle.Unpickler(file, **options).load()
 
 
 def unpack(path):
@@ -356,60 +333,46 @@ def unpack(path):
     except ImportError as error:
         raise InputError(f"{path} needs the package safetensors: pip install safetensors") from error
     except Exception as error:  # torch and safetensors raise almost anything for a damaged file
-        raise InputError(f"{path} is damaged or not a file of weights: {error!r:.99}") from error
+        raise InputError(f"{path} is damaged or not a file of weights ({type(error).__name__})") from error
 
 
 # Each kind of model has one of these names. What precedes it, such as "module.", precedes all names of the model.
+# OTHERS are parts of names in models that are not supported.
 HUGGING_FACE, VIFI_CLIP = "vision_model.embeddings.class_embedding", "image_encoder.class_embedding"
 MARKS = ("visual.class_embedding", HUGGING_FACE, VIFI_CLIP)
-SUPPORTED = ("supported are CLIPs with a ViT of OpenAI, OpenCLIP and Hugging Face, and checkpoints of ours and of the "
-             "original ViFi-CLIP")
+OTHERS = {"message_": "an X-CLIP, which has layers across time", "layer1.0.conv1.weight": "a CLIP with a ResNet",
+          "vision_model.head": "a SigLIP", "visual.trunk": "a SigLIP or another model of timm"}
+SUPPORTED = "supported are CLIPs with a ViT of OpenAI, OpenCLIP and Hugging Face, and checkpoints of ViFi-CLIP"
 
 
-def state_dicts(content, depth=3):
-    """All dicts in the content of a file that hold tensors by name, the outermost first."""
-    if isinstance(content, dict):
-        if any(isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()):
-            yield content
-        for value in content.values() if depth else ():
-            yield from state_dicts(value, depth - 1)
+def tensors(content, *keys):
+    """Yields the tensors of dicts in dicts as (name, tensor), where the name is the keys joined by dots."""
+    if torch.is_tensor(content):
+        yield ".".join(map(str, keys)), content
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            yield from tensors(value, *keys, key)
 
 
 def find_state(path, content):
-    """The state dict of a CLIP in the content of a file, and which of MARKS it has. Raises InputError without one."""
-    states = list(state_dicts(content))
-    names = [str(name) for state in states for name in state]
-    kinds = {"message_": "an X-CLIP, which has layers across time", "layer1.0.conv1.weight": "a CLIP with a ResNet",
-             "vision_model.head": "a SigLIP", "visual.trunk": "a SigLIP or another model of timm"}
-    other = [kind for part, kind in kinds.items() if any(part in name for name in names)]
-    for state in states if not other else ():
-        for name, mark in itertools.product(state, MARKS):
-            if str(name).endswith(mark):
-                prefix = name.removesuffix(mark)
-                return {key.removeprefix(prefix).removeprefix("text."): value for key, value in state.items()
-                        if torch.is_tensor(value)}, mark
-    found = f"{[*other, 'something else'][0]} ({', '.join(name[:30] for name in names[:2])}, ...)"
-    raise InputError(f"{path} holds {found if names else 'no state dict'}; {SUPPORTED}")
+    """The state dict of the first CLIP in the content of a file. Raises InputError without one."""
+    found = dict(tensors(content))
+    prefixes = [name.removesuffix(mark) for name in found for mark in MARKS if name.endswith(mark)]
+    others = [kind for part, kind in OTHERS.items() if any(part in name for name in found)]
+    if others or not prefixes:
+        names = ", ".join(name[:30] for name in list(found)[:2]) or "no tensors"
+        raise InputError(f"{path} holds {others[0] if others else 'something else'} ({names}); {SUPPORTED}")
+    prefix = prefixes[0]
+    return {name.removeprefix(prefix).removeprefix("text."): found[name] for name in found if name.startswith(prefix)}
 
 
-# OpenAI's names for parts of the names in Hugging Face's CLIPModel, to be replaced in this order
+# OpenAI's names for parts of the names in Hugging Face's CLIPModel ("layrnorm" is its own), replaced in this order
 HUGGING_FACE_NAMES = {
-    "vision_model.embeddings.class_embedding": "visual.class_embedding",
-    "vision_model.embeddings.patch_embedding": "visual.conv1",
-    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
-    "vision_model.pre_layrnorm": "visual.ln_pre",  # spelled like that
-    "vision_model.post_layernorm": "visual.ln_post",
-    "vision_model.encoder.layers": "visual.transformer.resblocks",
-    "visual_projection.weight": "visual.proj",
-    "text_model.embeddings.token_embedding": "token_embedding",
-    "text_model.embeddings.position_embedding.weight": "positional_embedding",
-    "text_model.encoder.layers": "transformer.resblocks",
-    "text_model.final_layer_norm": "ln_final",
-    "text_projection.weight": "text_projection",
-    "self_attn.": "attn.",
-    "layer_norm": "ln_",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
+    "vision_model.": "visual.", "text_model.": "", "embeddings.": "", "encoder.layers": "transformer.resblocks",
+    "patch_embedding": "conv1", "position_embedding.weight": "positional_embedding",
+    "self_attn.": "attn.", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+    "pre_layrnorm": "ln_pre", "post_layernorm": "ln_post", "final_layer_norm": "ln_final", "layer_norm": "ln_",
+    "visual_projection.weight": "visual.proj", "text_projection.weight": "text_projection",
 }
 
 
@@ -433,10 +396,9 @@ def from_vifi_clip(state, base):
             for name, value in state.items() if "VPT" not in name}
     for prompts, first, encoder in (("visual_prompts", "image_encoder.VPT", "image_encoder"),
                                     ("text_prompts", "prompt_learner.ctx", "text_encoder")):
-        if first in state:
-            layers = [state[first]]
-            while (name := f"{encoder}.transformer.resblocks.{len(layers)}.VPT_shallow") in state:
-                layers.append(state[name])
+        deeper = (f"{encoder}.transformer.resblocks.{i}.VPT_shallow" for i in range(1, 24))  # no model has more layers
+        layers = [state[name] for name in (first, *deeper) if name in state]
+        if layers:
             ours[prompts] = torch.stack(layers)
     models = {50: "ViT-B/32", 197: "ViT-B/16", 257: "ViT-L/14", 577: "ViT-L/14@336px"}  # by the number of positions
     base = base or models.get(len(ours["visual.positional_embedding"]))
@@ -457,13 +419,12 @@ def read(weights, base=None):
     path = MODELS.get(weights, weights)
     path = fetch(path) if str(path).startswith("https://") else Path(path)
     if not path.is_file():
-        message = f"this is neither a file nor a model; the models are {', '.join(MODELS)}"
-        raise FileNotFoundError(errno.ENOENT, message, str(path))
+        raise FileNotFoundError(errno.ENOENT, f"this is neither a file nor a model ({', '.join(MODELS)})", str(path))
     content = unpack(path)
-    state, mark = find_state(path, content)
-    if mark == HUGGING_FACE:
+    state = find_state(path, content)
+    if HUGGING_FACE in state:
         return {"model": from_hugging_face(state)}
-    if mark == VIFI_CLIP:
+    if VIFI_CLIP in state:
         template = "{}." if "prompt_learner.ctx" in state else "a photo of a {}."
         return {"model": from_vifi_clip(state, base), **IMAGENET, "template": template}
     return {"model": state} | {key: content[key] for key, kind in MORE.items() if isinstance(content.get(key), kind)}
@@ -471,36 +432,33 @@ def read(weights, base=None):
 
 def dimensions(state):
     """The arguments of CLIP for a state dict. Raises KeyError if an entry that they are inferred from is missing."""
-
-    def layers(prefix):
-        return len([name for name in state if name.startswith(prefix) and name.endswith(".ln_1.weight")])
-
+    encoders = [name.split(".")[0] for name in state if name.endswith(".ln_1.weight")]  # one for each block
     vision_width, _, patch_size, _ = state["visual.conv1.weight"].shape
     grid = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
     context_length, text_width = state["positional_embedding"].shape
     return dict(embed_dim=state["text_projection"].shape[1], image_size=grid * patch_size, patch_size=patch_size,
-                vision_width=vision_width, vision_layers=layers("visual.transformer."), context_length=context_length,
+                vision_width=vision_width, vision_layers=encoders.count("visual"), context_length=context_length,
                 vocab_size=len(state["token_embedding.weight"]), text_width=text_width,
-                text_layers=layers("transformer."))
+                text_layers=encoders.count("transformer"))
 
 
 def resize_positions(embedding, grid):
     """Position embeddings [1 + g * g, width] of the class token and g x g patches, for another grid: bicubic."""
-    first, patches = embedding[:1], embedding[1:]
-    side = round(len(patches) ** 0.5)
-    patches = patches.unflatten(0, (side, side)).permute(2, 0, 1)[None]  # [1, width, g, g]
+    side = round((len(embedding) - 1) ** 0.5)
+    patches = embedding[1:].T.unflatten(1, (side, side))[None]  # [1, width, g, g]
     patches = F.interpolate(patches, (grid, grid), mode="bicubic", antialias=True)
-    return torch.cat([first, patches[0].flatten(1).T])
+    return torch.cat([embedding[:1], patches[0].flatten(1).T])
 
 
 def load(weights, device="cpu", base=None, image_size=None):
     """The CLIP of a name in MODELS or of a file, in float32.
 
-    The file may be OpenAI's TorchScript archive; a state dict with OpenAI's names, alone or anywhere in a checkpoint,
-    as OpenCLIP's and ours; Hugging Face's CLIPModel, .bin or .safetensors; or a checkpoint of the original ViFi-CLIP,
-    whose word embeddings come from `base`, a name or path, by default OpenAI's model of the same dimensions. Files do
-    not say which activation a model has: QuickGELU is assumed, as OpenAI's models have it and OpenCLIP's with
-    "quickgelu" in their name. For another `image_size`, in pixels, the position embeddings are interpolated.
+    The file may be OpenAI's TorchScript archive; a state dict with OpenAI's names, alone or anywhere in a checkpoint;
+    one of OpenCLIP or of Hugging Face's CLIPModel (.bin, .safetensors) for the same architectures; or a checkpoint of
+    the original ViFi-CLIP, whose word embeddings come from `base`, a name or path, by default OpenAI's model of the
+    same dimensions. Files do not say which activation a model has: QuickGELU is assumed, which OpenAI's models and
+    OpenCLIP's with "quickgelu" in their name have. For another `image_size`, in pixels a side and a multiple of the
+    patch size, position embeddings are interpolated.
 
     Raises FileNotFoundError if there is no such file, InputError if it cannot be downloaded or holds something else.
     """
@@ -509,30 +467,30 @@ def load(weights, device="cpu", base=None, image_size=None):
     try:
         sizes = dimensions(state)
     except (KeyError, ValueError, IndexError) as error:
-        problem = f"visual.conv1.weight or others are missing or of another shape ({error!r})"
-        raise InputError(f"{weights} holds no whole CLIP: {problem}; {SUPPORTED}") from error
+        what = f"visual.conv1.weight or another is missing or of another shape ({error})"
+        raise InputError(f"{weights} holds no whole CLIP: {what}; {SUPPORTED}") from error
     vision, text = sizes["vision_width"], sizes["text_width"]
     if vision > 1024 or vision % 64 or text % 64:  # wider ones, such as ViT-H-14 (1280), have heads of 80 and more
-        raise InputError(f"{weights} holds a CLIP of widths {vision} and {text}: its heads are not 64 wide, as here")
+        raise InputError(f"{weights}: encoders {vision} and {text} wide are not supported, their heads are not 64 wide")
     if image_size not in (None, sizes["image_size"]):
-        grid, rest = divmod(image_size, sizes["patch_size"])
-        if rest or not grid:
+        if image_size % sizes["patch_size"]:
             raise InputError(f"image size {image_size} is no multiple of the patch size {sizes['patch_size']}")
+        sizes["image_size"], grid = image_size, image_size // sizes["patch_size"]
         state["visual.positional_embedding"] = resize_positions(state["visual.positional_embedding"], grid)
-        sizes["image_size"] = image_size
     with torch.device("meta"):  # nothing is initialised only to be overwritten
         model = CLIP(**sizes)
     model.set_prompts(state.get("visual_prompts"), state.get("text_prompts"))
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    wrong = [name for name, shape in shapes.items() if name not in state or state[name].shape != shape]
-    wrong += [name for name in state if ".resblocks." in name and name not in shapes]  # adapters, layers across time
-    if wrong:
-        problem = f"{wrong[0][:60]} is missing, unknown or of another shape"
-        raise InputError(f"{weights} holds no whole CLIP, or another kind: {problem}; {SUPPORTED}")
-    damaged = next((name for name in shapes if not state[name].isfinite().all()), None)
-    if damaged:
-        raise InputError(f"{weights} is damaged: {damaged} has values that are not finite")
-    model.load_state_dict({name: state[name] for name in shapes}, assign=True)
-    for name in content.keys() & {"mean", "std", "template", "fusion"}:
+    # Other entries do not matter, unless they are in a block: adapters, layers across time
+    names = model.state_dict().keys()
+    state = {name: value for name, value in state.items() if name in names or ".resblocks." in name}
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:  # its second line begins with what is missing, unknown or of another shape
+        what = str(error).splitlines()[1].strip()[:90]
+        raise InputError(f"{weights} holds no whole CLIP, or another kind: {what}; {SUPPORTED}") from error
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise InputError(f"{weights} is damaged: {name} has values that are not finite")
+    for name in {"mean", "std", "template", "fusion"} & content.keys():
         setattr(model, name, content[name])
     return model.to(device)

@@ -26,6 +26,8 @@ TEXTS = [
     "pneumonoultramicroscopicsilicovolcanoconiosis" * 3, "x" * 60,
 ]
 
+LONG = 20_000  # tokens
+
 
 @pytest.fixture
 def model(reference, tmp_path):
@@ -39,10 +41,15 @@ def tokens():
     return open_clip.get_tokenizer("ViT-B-32")(["a photo of archery.", "a dog", "a longer description of one video"])
 
 
+def assert_tokens_are_those_of_open_clip(tokenizer, texts):
+    """With a context that is long enough for all."""
+    tokenizer.context_length = LONG
+    ours, theirs = tokenizer(texts), open_clip.get_tokenizer("ViT-B-32")(texts, context_length=LONG)
+    assert torch.equal(F.pad(ours, (0, LONG - ours.shape[1])), theirs)
+
+
 def test_tokens_are_those_of_open_clip(model):
-    expected = open_clip.get_tokenizer("ViT-B-32")(TEXTS)
-    ours = model.tokenizer(TEXTS, truncate=True)
-    assert torch.equal(F.pad(ours, (0, 77 - ours.shape[1])), expected)
+    assert_tokens_are_those_of_open_clip(model.tokenizer, TEXTS)
 
 
 def test_tokens_are_as_long_as_the_longest_text_of_the_call(model):
@@ -54,7 +61,7 @@ def test_tokens_are_as_long_as_the_longest_text_of_the_call(model):
 def test_a_text_that_is_too_long_is_shown(model):
     with pytest.raises(ValueError, match="a text of 82 tokens; the model reads 77: 'dog dog"):
         model.tokenizer(["dog " * 80])
-    assert model.tokenizer(["dog " * 80], truncate=True).shape == (1, 77)
+    assert model.tokenizer(["dog " * 75]).shape == (1, 77)
 
 
 def test_tiny_vocabulary_is_one_token_a_byte():
@@ -125,18 +132,17 @@ NASTY = st.text(st.sampled_from("aZé ß'_&;<#0½日한😀ﬁ\u0301\n\u200d-.ts
 @given(st.lists(st.one_of(st.text(max_size=60), NASTY), min_size=1, max_size=50))
 @settings(max_examples=80, deadline=None, derandomize=True)
 def test_tokens_of_any_text_are_those_of_open_clip(texts):
-    ours = tokenizer()(texts, truncate=True)
-    assert torch.equal(F.pad(ours, (0, 77 - ours.shape[1])), open_clip.get_tokenizer("ViT-B-32")(texts))
+    assert_tokens_are_those_of_open_clip(tokenizer(), texts)
 
 
 @functools.cache
 def tokenizer():
-    return clip.Tokenizer(clip.read_merges(49408))
+    return clip.Tokenizer(clip.read_merges(49408), LONG)
 
 
 def test_a_very_long_word_takes_no_time_to_speak_of():
     begin = time.perf_counter()
-    tokenizer()(["qzjxk" * 2000], truncate=True)
+    tokenizer()(["qzjxk" * 2000])
     assert time.perf_counter() - begin < 10  # it was minutes when joining was quadratic
 
 

@@ -188,7 +188,7 @@ def test_what_is_no_clip_is_told_in_one_line(state, base, tmp_path, monkeypatch)
         clip.load("truncated.safetensors")
     with pytest.raises(ValueError, match="ResNet"):
         clip.load("resnet.pt")
-    with pytest.raises(FileNotFoundError, match="neither a file nor a model; the models are ViT-B/32.*: 'nothing.pt'"):
+    with pytest.raises(FileNotFoundError, match=r"neither a file nor a model \(ViT-B/32.*: 'nothing.pt'"):
         clip.load("nothing.pt")
     assert not os.path.exists("harm")
 
