@@ -26,7 +26,6 @@ import regex
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 
@@ -302,7 +301,6 @@ class Inert:
     def ignore(self, *args, **kwargs):
         pass
 
-    __hash__ = object.__hash__
     __init__ = __setstate__ = __setitem__ = append = extend = add = ignore
 
 
@@ -416,8 +414,8 @@ IMAGENET = {"mean": torch.tensor([0.485, 0.456, 0.406]), "std": torch.tensor([0.
 def read(weights, base=None):
     """The content of a file of weights: a dict with the state dict, in OpenAI's names, as "model", and of a checkpoint
     of ours also what is in MORE. Arguments and errors are those of `load`."""
-    path = MODELS.get(weights, weights)
-    path = fetch(path) if str(path).startswith("https://") else Path(path)
+    place = MODELS.get(weights, weights)
+    path = fetch(place) if str(place).startswith("https://") else Path(place)
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, f"this is neither a file nor a model ({', '.join(MODELS)})", str(path))
     content = unpack(path)
