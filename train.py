@@ -146,7 +146,7 @@ def draw_curves(folder, state):
     right.plot([result["top1"] for result in state.validations], "o-", label="top-1")
     right.plot([result["top5"] for result in state.validations], "s-", label="top-5")
     right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
-    right.legend()
+    right.legend(loc="lower right")
     picture.savefig(folder / "curves.png", dpi=120)
 
 
