@@ -347,7 +347,7 @@ def tensors(content, *keys):
     """Yields the tensors of dicts in dicts as (name, tensor), where the name is the keys joined by dots."""
     if torch.is_tensor(content):
         yield ".".join(map(str, keys)), content
-    elif isinstance(content, dict):
+    elif isinstance(content, dict) and len(keys) < 4:  # a dict may contain itself
         for key, value in content.items():
             yield from tensors(value, *keys, key)
 

@@ -111,8 +111,10 @@ def read_images(folder, num_samples, rng, short_side):
     for i in sorted(set(indices)):
         try:
             with Image.open(files[i]) as image:
-                image = ImageOps.exif_transpose(image)
                 size = size or reduced_size(image.height, image.width, short_side)
+                if image.getexif().get(0x112, 1) > 4 and not found:  # EXIF: on its side
+                    size = size[::-1]
+                image = ImageOps.exif_transpose(image)
                 if image.mode.startswith("I"):  # 16 bits, which pillow would cut off at 255
                     image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
                 found[i] = np.array(image.convert("RGB").resize(size[::-1], Image.Resampling.BOX))
@@ -303,18 +305,23 @@ OTHER_FILES = set("""
 .md5 .sha1 .sha256 .db .exe .mp3 .wav .flac .aac .m4a .ogg .opus .wma .tif .tiff .svg .ico .heic .heif .avif .jfif .jxl
 .ppm .pgm .psd .dng .cr2 .nef .arw .raw .aae .xmp .lrf .lrv .thm
 """.split())  # all the rest is tried as a video
+ENDING = re.compile(r"(\.(avi|mp4|mkv|webm|mov|m4v|mpe?g|wmv|flv|3gp|3g2|m?ts|m2ts|gif|vob|asf|f4v|m1v|mjpeg|y4m))+$")
 
 
 def match_key(name):
-    """The name of a file or folder without what may differ on disk: its endings, capitals, Unicode form."""
-    return re.sub(r"(\.[a-z][a-z0-9]{1,4})+$", "", unicodedata.normalize("NFC", name).lower())
+    """The name of a file or folder without what may differ on disk: its ending, capitals, Unicode form."""
+    return ENDING.sub("", unicodedata.normalize("NFC", name).lower())
 
 
 def walk(folder):
     """The videos at any depth below a folder, and the other files: two lists. A video is a file that is not known to be
     something else, or a folder of frames: one with images, and no other video in it or below."""
     videos, images, others = [], [], []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError:
+        return [], [folder]
+    for entry in entries:
         path, ending = Path(entry), Path(entry).suffix.lower()
         if JUNK.match(entry.name):
             continue
@@ -350,14 +357,15 @@ def index_videos(root):
 
 def find_listed(root, name, unique):
     """The path of a video that is listed as `name`, or None. If it is not on disk as it stands there: the video of the
-    same match_key in a folder of the same name, deeper, or directly in `root`; anywhere if names are `unique`."""
+    same match_key in a folder of the same name or deeper; anywhere if names are `unique`, and directly in `root` if
+    there is no such folder."""
     path = root / name.replace("\\", "/")
     if path.exists():
         return path
     found, folder = index_videos(root).get(match_key(path.name), []), match_key(path.parent.name)
     ways = ([video for video in found if match_key(video.parent.name) == folder],
             [video for video in found if path.parent in video.parents],
-            [video for video in found if unique or video.parent == root])
+            [video for video in found if unique or (video.parent == root and not path.parent.is_dir())])
     return next((videos[0] for videos in ways if videos and (unique or len(videos) == 1)), None)
 
 
@@ -388,7 +396,7 @@ def read_csv(path, **columns):
     try:
         for row in rows:
             yield f"{path}, line {rows.line_num}", [convert(row[name].strip()) for name, convert in columns.items()]
-    except (KeyError, AttributeError, ValueError, csv.Error) as error:  # AttributeError: a row is too short
+    except (KeyError, AttributeError, ValueError, OverflowError, csv.Error) as error:  # AttributeError: too short a row
         message = f"expected a CSV with the headings {','.join(columns)}"
         raise UserError(f"{path}, line {rows.line_num}: {message}") from error
 
@@ -446,13 +454,17 @@ def hmdb51(root, split, train):
 
 def kinetics(root, split, train):
     """Kinetics (Kay et al., 2017): train.csv, val.csv, and <id>_<start>_<end>.mp4 anywhere below train/ and val/."""
-    paths = {True: root / "train.csv", False: min(root.glob("val*.csv"), default=root / "val.csv")}  # or validate.csv
-    halves = {half: [row for _, row in read_csv(path, label=str, youtube_id=str, time_start=float, time_end=float)]
+    def seconds(text):  # "20" or "20.0"
+        return int(float(text))
+
+    names = "val.csv", "validate.csv", "validation.csv"
+    paths = {True: root / "train.csv", False: root / next((name for name in names if (root / name).exists()), names[0])}
+    halves = {half: [row for _, row in read_csv(path, label=str, youtube_id=str, time_start=seconds, time_end=seconds)]
               for half, path in paths.items() if half == train or path.exists()}
     names = sorted({name for rows in halves.values() for name, *_ in rows})  # those of both halves
     label, rows = {name: i for i, name in enumerate(names)}, []
     for name, video, start, end in halves[train]:
-        ways = f"{video}_{start:06.0f}_{end:06.0f}", f"{video}_{start:.0f}_{end:.0f}", video
+        ways = f"{video}_{start:06}_{end:06}", f"{video}_{start}_{end}", video
         clip = next((way for way in ways if match_key(way) in index_videos(root)), ways[0])
         rows.append((f"{'train' if train else 'val'}/{clip}", label[name]))
     return rows, names
@@ -462,14 +474,16 @@ def ssv2(root, split, train):
     """Something-Something v2: labels.json, train.json, validation.json and 20bn-something-something-v2/*.webm."""
     path, rows = root / "labels.json", []
     try:
-        label = {name: int(i) for name, i in json.loads(read_text(path)).items()}
+        number = {name: int(i) for name, i in json.loads(read_text(path)).items()}
+        names = sorted(number, key=number.get)
+        label = {name: i for i, name in enumerate(names)}
         path = root / f"{'train' if train else 'validation'}.json"
         for row in json.loads(read_text(path)):
             name = re.sub(r"[\[\]]", "", row["template"])  # "Holding [something]" is the class "holding something"
             rows.append((f"20bn-something-something-v2/{row['id']}.webm", label[name]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: expected {{name: number}} or rows of id and template; {error!r}") from error
-    return rows, [name.lower() for name in sorted(label, key=label.get)]
+    return rows, [name.lower() for name in names]
 
 
 def folder(root, split, train):
@@ -498,9 +512,10 @@ def root_of(args):
 def read_list(path, labels):
     """A list of the original code, lines of "path label", and its class names, a CSV of id,name: rows and names."""
     names, rows = read_names(labels), []
-    # Comments do not match, nor does "file.avi 12 0": which number is the label?
-    pattern = r'(?!# |.*\.\w{2,4}[\s,;]+[0-9]+[\s,;]+[0-9.]+$)"?(.+?)"?[\s,;]+([0-9]+)(?:\.0*)?'
-    for where, (name, number) in read_lines(path, pattern, "'path label', the label a number"):
+    pattern, form = r'"?((?!# ).+?)"?[\s,;]+([0-9]+)(?:\.0*)?', "'path label', the label a number"
+    for where, (name, number) in read_lines(path, pattern, form):
+        if re.search(r"\.\w{2,4}[\s,;]+[0-9]+$", name):  # "file.avi 12 0": which number is the label?
+            raise UserError(f"{where}: expected {form}")
         if int(number) not in names:
             raise UserError(f"{where}: {labels} has no class for the label {number}")
         rows.append((name, list(names).index(int(number))))
@@ -561,7 +576,8 @@ def load_samples(args, train):
     if args.classes != "all":  # the training videos of split 1 decide, whichever are read
         base = base_classes(read_dataset(args.data, root, train=True)[0], len(names))
         kept = [label for label in range(len(names)) if (label in base) == (args.classes == "base")]
-        rows = [(name, kept.index(label)) for name, label in rows if label in kept]
+        position = {label: i for i, label in enumerate(kept)}
+        rows = [(name, position[label]) for name, label in rows if label in position]
         names = [names[label] for label in kept]
     found = [(find_listed(root, name, unique=not path), root / name, label) for name, label in rows]
     missing = [listed for video, listed, _ in found if not video]

@@ -221,7 +221,8 @@ def blend(plain, tuned, share):
 
 # ---- Pictures -------------------------------------------------------------------------------------------------------
 
-COLORS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #000000 #b8a800".split()  # Okabe-Ito, for the colour-blind
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#b8a800")
 MARKERS = "os^DvP*X"
 MAX_NAMES = 64  # classes that a picture has room for
 

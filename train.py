@@ -74,11 +74,11 @@ def parse_args(parser, paper, tiny):
     saved = {}
     if given.resume:
         try:
-            saved = json.loads(Path(given.resume, "args.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            saved = dict(json.loads(Path(given.resume, "args.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             parser.error(f"--resume: there is no run in {given.resume}, its args.json cannot be read ({error})")
-        if saved["script"] != parser.prog:
-            parser.error(f"--resume: {given.resume} is a run of {saved['script']}")
+        if saved.get("script") != parser.prog:
+            parser.error(f"--resume: {given.resume} is a run of {saved.get('script')}")
         parser.set_defaults(**saved)
     args = parser.parse_args()
     for name, value in saved.items():
@@ -136,9 +136,12 @@ def log(args, **record):
 
 
 def draw_curves(folder, state):
-    """Draws curves.png: the loss of each step, and accuracy before training and after each epoch."""
+    """Draws curves.png in the main process: the loss of each step, and accuracy before training and after each epoch.
+    """
     from matplotlib.figure import Figure
 
+    if rank() > 0:
+        return
     picture = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = picture.subplots(1, 2)
     left.plot(state.losses, linewidth=1)
@@ -196,7 +199,14 @@ def validate(args, model, loader, state):
     say(f"epoch {epoch:2} of {args.epochs}   top-1 {results['top1']:5.1f} %   top-5 {results['top5']:5.1f} %"
         + (f"   (prompt {model.template!r})" if epoch == 0 else ""))
     log(args, step=state.step, epoch=epoch, **results)
+    check_unreadable(results["unreadable"], results["count"])
     return results
+
+
+def check_unreadable(errors, seen):
+    """Raises UserError if too many of the videos that were `seen` could not be read."""
+    if len(errors) > MAX_UNREADABLE * max(seen, 200):
+        raise UserError(f"over {MAX_UNREADABLE:.0%} of the videos cannot be read, such as {errors[-1]}")
 
 
 def set_up(args, model, prepare, val_loader, last, state):
@@ -243,7 +253,9 @@ def train(args, prepare):
 
     # The videos and their classes, the model, and the state of the run
     train_samples, classes = data.load_samples(args, train=True)
-    val_samples, _ = data.load_samples(args, train=False)
+    val_samples, val_classes = data.load_samples(args, train=False)
+    if val_classes != classes:
+        raise UserError(f"training has the classes {', '.join(classes)[:80]}, validation {', '.join(val_classes)[:80]}")
     steps_per_epoch = len(train_samples) // args.batch_size
     if not steps_per_epoch:
         raise UserError(f"{len(train_samples)} training videos are fewer than --batch-size {args.batch_size}")
@@ -326,8 +338,7 @@ def train(args, prepare):
             bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {speed:.0f} videos/s, data wait {wait:.0%}")
             bar.update()
             state.unreadable += errors
-            if len(state.unreadable) > MAX_UNREADABLE * max(state.step * args.batch_size, 200):
-                raise UserError(f"over {MAX_UNREADABLE:.0%} of the videos cannot be read, such as {errors[0]}")
+            check_unreadable(state.unreadable, state.step * args.batch_size)
             if time.perf_counter() - saved > 60 * args.save_minutes and state.step % steps_per_epoch:
                 save(args.out / "last.pt", model, args, state, optimizer, scaler)
                 saved = time.perf_counter()
@@ -339,8 +350,7 @@ def train(args, prepare):
             save(args.out / "best.pt", model, args, state)
         save(args.out / "last.pt", model, args, state, optimizer, scaler)
         saved = time.perf_counter()
-        if rank() == 0:
-            draw_curves(args.out, state)
+        draw_curves(args.out, state)
     bar.close()
     return state
 

@@ -179,6 +179,9 @@ def test_no_video_can_be_read(toy_copy, call, tmp_path):
     assert "over 5% of the videos cannot be read, such as " in only_line("train.py", errors)
     for path, _ in load("ucf101", tmp_path / "toy")[0]:
         path.write_bytes(b"")
+    status, out, errors = call("train.py", *toy_copy, "--workers", "0", "--out", tmp_path / "second")
+    assert (status, "parameters to train" in out) == (1, False)  # at the first validation
+    assert "over 5% of the videos cannot be read, such as " in only_line("train.py", errors)
     status, _, errors = call("evaluate.py", *toy_copy, "--workers", "0", "--out", tmp_path)
     results = read_results(tmp_path)
     assert (status, errors) == (0, "")

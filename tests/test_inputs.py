@@ -279,6 +279,10 @@ def test_a_video_is_not_taken_for_another_of_the_same_name(put, here, capsys):
         ("a/1.mp4", "a"), ("b/1.mp4", "b"), ("b/2.mp4", "b")]
     assert "1 of the 3 validation videos are not on disk, such as" in capsys.readouterr().out
     assert read(here / "root", f"{here}/v0.avi 0\n") == [("v0.avi", "a")]
+    put("third/a/talk.two.mp4", "third/1.mp4", "third/v0.avi")
+    assert read(here / "third", "a/talk.one.mp4 0\na/1.mp4 0\nv0.avi 0\n") == [
+        ("a/talk.one.mp4", "a"), ("a/1.mp4", "a"), ("v0.avi", "a")]
+    assert "2 of the 3 validation videos are not on disk" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("flag", "value", "named"), [
@@ -366,6 +370,27 @@ def test_own_videos_may_lie_at_any_depth_in_classes_that_are_links_and_written_i
     samples, names = load("own")
     assert found(samples, here / "own/val/CAF\u00c9") == [("1.mp4", 0), ("bob/2024/01/1.mp4", 0), ("bob/clip", 0)]
     assert names == ["caf\u00e9"]
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over(put, here, monkeypatch, capsys):
+    def scan(folder, whole=os.scandir):
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return whole(folder)
+
+    put("own/val/a/1.mp4", "own/val/a/locked/2.mp4")
+    monkeypatch.setattr(os, "scandir", scan)
+    assert found(load("own")[0], here) == [("own/val/a/1.mp4", 0)]
+    assert "passed over 1 files that are no videos, such as a/locked" in capsys.readouterr().out
+
+
+def test_numbers_of_classes_may_have_gaps(put, here):
+    put("20bn-something-something-v2/1.webm", "20bn-something-something-v2/2.webm")
+    write(here / "labels.json", '{"Holding something": "7", "Dropping something": "3"}')
+    write(here / "validation.json", '[{"id": 1, "template": "Holding [something]"}, '
+                                    '{"id": 2, "template": "Dropping [something]"}]')
+    samples, names = load("ssv2", here)
+    assert [names[label] for _, label in samples] == ["holding something", "dropping something"]
 
 
 @pytest.mark.parametrize(("links", "count"), [
@@ -468,6 +493,13 @@ class Hostile:
 
 class Settings(dict):
     """Like the configurations of some packages, a dict with attributes."""
+
+
+def test_a_dict_that_contains_itself_is_no_endless_walk(state, here):
+    content = {"model": state}
+    content["again"] = content
+    torch.save(content, "x.pt")
+    assert torch.equal(clip.load("x.pt").visual.proj, state["visual.proj"])
 
 
 @pytest.mark.parametrize("legacy", [False, True])
