@@ -87,7 +87,6 @@ class Tokenizer:
 
 # ---- The transformers -----------------------------------------------------------------------------------------------
 
-
 class Attention(nn.Module):
     """Multi-head self-attention with the parameter names of nn.MultiheadAttention, batch first. Heads are 64 wide."""
 
@@ -293,10 +292,9 @@ def read_merges(vocab_size):
 
 # ---- Reading a file of weights without running what it contains -----------------------------------------------------
 
-
 class Inert:
-    """Stands in for every object of a file that is not data: accepts whatever unpickling does to it, and does nothing.
-    Configurations, argparse.Namespace, numpy scalars and hostile code all become this."""
+    """Stands in for every object of a file that is not data, such as a configuration, a numpy scalar or hostile code:
+    accepts whatever unpickling does to it, and does nothing."""
 
     def ignore(self, *args, **kwargs):
         pass
@@ -335,11 +333,10 @@ def unpack(path):
 
 
 # Each kind of model has one of these names. What precedes it, such as "module.", precedes all names of the model.
-# OTHERS are parts of names in models that are not supported.
 HUGGING_FACE, VIFI_CLIP = "vision_model.embeddings.class_embedding", "image_encoder.class_embedding"
 MARKS = ("visual.class_embedding", HUGGING_FACE, VIFI_CLIP)
-OTHERS = {"message_": "an X-CLIP, which has layers across time", "layer1.0.conv1.weight": "a CLIP with a ResNet",
-          "vision_model.head": "a SigLIP", "visual.trunk": "a SigLIP or another model of timm"}
+OTHERS = {"message_": "an X-CLIP, which has layers across time", "layer1.0.conv1": "a CLIP with a ResNet",
+          "vision_model.head": "a SigLIP", "visual.trunk": "a SigLIP or another model of timm"}  # not supported
 SUPPORTED = "supported are CLIPs with a ViT of OpenAI, OpenCLIP and Hugging Face, and checkpoints of ViFi-CLIP"
 
 
@@ -360,8 +357,8 @@ def find_state(path, content):
     if others or not prefixes:
         names = ", ".join(name[:30] for name in list(found)[:2]) or "no tensors"
         raise InputError(f"{path} holds {others[0] if others else 'something else'} ({names}); {SUPPORTED}")
-    prefix = prefixes[0]
-    return {name.removeprefix(prefix).removeprefix("text."): found[name] for name in found if name.startswith(prefix)}
+    return {name.removeprefix(prefixes[0]).removeprefix("text."): tensor for name, tensor in found.items()
+            if name.startswith(prefixes[0])}
 
 
 # OpenAI's names for parts of the names in Hugging Face's CLIPModel ("layrnorm" is its own), replaced in this order
@@ -454,11 +451,9 @@ def load(weights, device="cpu", base=None, image_size=None):
     The file may be OpenAI's TorchScript archive; a state dict with OpenAI's names, alone or anywhere in a checkpoint;
     one of OpenCLIP or of Hugging Face's CLIPModel (.bin, .safetensors) for the same architectures; or a checkpoint of
     the original ViFi-CLIP, whose word embeddings come from `base`, a name or path, by default OpenAI's model of the
-    same dimensions. Files do not say which activation a model has: QuickGELU is assumed, which OpenAI's models and
-    OpenCLIP's with "quickgelu" in their name have. For another `image_size`, in pixels a side and a multiple of the
-    patch size, position embeddings are interpolated.
-
-    Raises FileNotFoundError if there is no such file, InputError if it cannot be downloaded or holds something else.
+    same dimensions. Files do not record the activation: QuickGELU is assumed (OpenCLIP has it in models named so). For
+    another `image_size`, a multiple of the patch size in pixels, position embeddings are interpolated. Raises
+    FileNotFoundError if there is no such file, InputError if it cannot be downloaded or holds something else.
     """
     content = read(weights, base)
     state = {name: value.float() for name, value in content["model"].items()}
@@ -486,9 +481,6 @@ def load(weights, device="cpu", base=None, image_size=None):
     except RuntimeError as error:  # its second line begins with what is missing, unknown or of another shape
         what = str(error).splitlines()[1].strip()[:90]
         raise InputError(f"{weights} holds no whole CLIP, or another kind: {what}; {SUPPORTED}") from error
-    for name, value in state.items():
-        if not value.isfinite().all():
-            raise InputError(f"{weights} is damaged: {name} has values that are not finite")
     for name in {"mean", "std", "template", "fusion"} & content.keys():
         setattr(model, name, content[name])
     return model.to(device)

@@ -3,8 +3,7 @@
     file -- read_video --> uint8 [T, 3, h, w] -- crop --> uint8 [T, 3, S, S] -- batch --> uint8 [B, T, 3, S, S]
 
 A video is a set of T frames spread over its whole length (section 4.1 of the paper; "TSN sampling"): drawn at random
-inside T equal segments to train, taken from the middles of the segments to test. Which frames and which crop a sample
-gets depends on (seed, epoch, index) alone. Workers pass on bytes; colour jitter, mixing and normalisation run on the
+inside T equal segments to train, taken from their middles to test. Colour jitter, mixing and normalisation run on the
 device. A data set is a list of (path, label) and a list of class names: see `ucf101`.
 
 `python data.py NAME` shows what is on disk and draws what the model will see.
@@ -30,7 +29,7 @@ import av
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
 from tqdm import tqdm
@@ -44,7 +43,6 @@ class UserError(ValueError):
 
 
 # ---- Frames ---------------------------------------------------------------------------------------------------------
-
 
 def sample_frames(num_frames, num_samples, rng=None):
     """Which of a video's n = num_frames frames to take: int64 [T], T = num_samples.
@@ -71,7 +69,7 @@ MAX_PIXELS = 2 ** 26  # of a frame: twice 8K
 MAX_PACKETS, MAX_BYTES = 200_000, 2 ** 30  # of a compressed video: two hours
 MAX_DECODED = 2 ** 36  # pixels decoded for one clip: 20 minutes of 1080p, where all of it has to be decoded
 
-# Titles and the like may be in any encoding. PyAV 19 does not read them by itself and has no such option any more.
+# Titles and the like may be in any encoding. PyAV 19 does not read them by itself and has no such option.
 IGNORE_METADATA = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 
 
@@ -97,8 +95,7 @@ def reduced_size(height, width, short_side):
 
 
 def read_images(folder, num_samples, rng, short_side):
-    """`read_video` for a folder of images: a list of uint8 [h, w, 3]. Optical flow beside them is left out. Raises
-    UserError if images of other kinds are mixed (img_1.jpg, mask_1.jpg)."""
+    """`read_video` for a folder of images of one kind, and perhaps optical flow: a list of uint8 [h, w, 3]."""
     files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_FILES and not JUNK.match(path.name)]
     files = [path for path in files if not path.name.lower().startswith("flow")] or files
     kinds = {re.sub("[0-9]+", "", path.name).lower(): path.name for path in sorted(files, reverse=True)}
@@ -503,12 +500,6 @@ def folder(root, split, train):
 DATASETS = {"toy": ucf101, "ucf101": ucf101, "hmdb51": hmdb51, "k400": kinetics, "k600": kinetics, "ssv2": ssv2}
 
 
-def root_of(args):
-    """The folder of a data set: --root, or where it is by default."""
-    default = f"datasets/{args.data}" if args.data in DATASETS else args.data or ""
-    return Path(args.root or (toy.draw.CACHE if args.data == "toy" else default)).absolute()
-
-
 def read_list(path, labels):
     """A list of the original code, lines of "path label", and its class names, a CSV of id,name: rows and names."""
     names, rows = read_names(labels), []
@@ -558,7 +549,9 @@ def draw_shots(samples, shots, seed):
 def load_samples(args, train):
     """Reads --data or a list, applies --labels, --classes and --shots, and finds the videos on disk: a list of (path,
     label), and the class names. Raises UserError if two classes have one name, or no video is on disk."""
-    root, path, half = root_of(args), args.train_list if train else args.val_list, "training" if train else "validation"
+    default = toy.draw.CACHE if args.data == "toy" else f"datasets/{args.data}" if args.data in DATASETS else args.data
+    root = Path(args.root or default or "").absolute()
+    path, half = (args.train_list, "training") if train else (args.val_list, "validation")
     for file in filter(None, (path, args.labels)):
         if not os.path.isfile(file):
             raise UserError(f"{file}: there is no such file")
@@ -593,7 +586,6 @@ def load_samples(args, train):
 
 # ---- Loading --------------------------------------------------------------------------------------------------------
 
-
 class VideoDataset(torch.utils.data.Dataset):
     """Clips by (epoch, index): a video uint8 [T, 3, S, S], its label, its index and the errors, "" if there were none.
 
@@ -602,8 +594,6 @@ class VideoDataset(torch.utils.data.Dataset):
     `views` = (V, K) an evaluated video is [V * K, T, 3, S, S]: V clips, whose frames are between each other's, and
     K = 1 (centre) or 3 crops of each.
     """
-
-    ATTEMPTS = 100  # to find a video that can be read, one after another
 
     def __init__(self, samples, num_frames, image_size, train, seed=0, flip=True, augment="crop", views=(1, 1)):
         self.paths, self.labels = [str(path) for path, _ in samples], [label for _, label in samples]
@@ -615,7 +605,7 @@ class VideoDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         (epoch, first), errors = key, []
-        for attempt in range(self.ATTEMPTS if self.train else 1):
+        for attempt in range(100 if self.train else 1):
             index = (first + attempt) % len(self)
             try:
                 return self.read_clip(epoch, index), self.labels[index], index, "\n".join(errors)
@@ -639,28 +629,19 @@ class VideoDataset(torch.utils.data.Dataset):
         return video[0] if self.train else video
 
 
-class TrainingBatches(torch.utils.data.Sampler):
-    """The training order: lists of (epoch, index), the share of process `rank` of `world`. All videos, shuffled anew in
-    each epoch, in whole batches; each process reads its part of each, in micro-batches. Set `epoch`, and `skip`, the
-    number of micro-batches to leave out at its start, before iterating."""
-
-    def __init__(self, length, batch_size, seed, rank=0, world=1, micro_batch=None):
-        self.length, self.batch_size, self.seed, self.rank, self.world = length, batch_size, seed, rank, world
-        self.micro_batch = micro_batch or batch_size // world
-        self.epoch = self.skip = 0
-
-    def __iter__(self):
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        whole = order[: self.length // self.batch_size * self.batch_size]
-        share = whole.reshape(-1, self.world, self.batch_size // self.world)[:, self.rank]  # [batches, videos of each]
-        for micro_batch in share.reshape(-1, self.micro_batch)[self.skip :].tolist():
-            yield [(self.epoch, index) for index in micro_batch]
+def training_batches(length, batch_size, epochs, seed, rank=0, world=1, micro_batch=None):
+    """The training order: yields lists of (epoch, index), the micro-batches of process `rank` of `world`. All videos,
+    shuffled anew in each epoch, in whole batches, of each of which a process has an equal share."""
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(length)[: length // batch_size * batch_size]
+        share = order.reshape(-1, world, batch_size // world)[:, rank]  # [batches, videos of each]
+        for indices in share.reshape(-1, micro_batch or batch_size // world).tolist():
+            yield [(epoch, index) for index in indices]
 
 
 def evaluation_batches(length, batch_size, rank=0, world=1):
     """The test order: lists of (0, index) with every index once, in one of the `world` processes."""
-    indices = range(rank, length, world)
-    return [[(0, index) for index in indices[i : i + batch_size]] for i in range(0, len(indices), batch_size)]
+    return BatchSampler([(0, index) for index in range(rank, length, world)], batch_size, drop_last=False)
 
 
 def make_loader(clips, batches, workers):
@@ -670,7 +651,6 @@ def make_loader(clips, batches, workers):
 
 
 # ---- Command line, and a look at a data set -------------------------------------------------------------------------
-
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows the default of every flag that has one."""
@@ -793,6 +773,7 @@ def main():
     """Shows what is on disk: counts, missing and unreadable files, a contact sheet."""
     parser = Parser(__doc__, usage="python %(prog)s [DATA] [flags]")
     add_arguments(parser, "data", training=True)
+    parser.set_defaults(frames=8, augment="color")
     parser.add_argument("--check-all", action="store_true", help="read every video, not just a hundred")
     parser.add_argument("--out", type=Path, metavar="PNG", help="the contact sheet to draw, by default DATA.png")
     args = parser.parse_args()
@@ -801,10 +782,9 @@ def main():
     halves = {"training": load_samples(args, train=True), "validation": load_samples(args, train=False)}
 
     for half, (samples, names) in halves.items():
-        sizes = Counter(label for _, label in samples)
-        order = sorted((sizes[label], name) for label, name in enumerate(names))
-        (few, smallest), (many, largest) = order[0], order[-1]
-        say(f"{half}:\n  {len(samples)} videos of {len(names)} classes, from {few} ({smallest}) to {many} ({largest})")
+        sizes = np.bincount([label for _, label in samples], minlength=len(names))
+        say(f"{half}:\n  {len(samples)} videos of {len(names)} classes, {names[0]} ... {names[-1]}: "
+            f"{sizes.min()} to {sizes.max()} of each")
         clips = VideoDataset(samples, num_frames=1, image_size=8, train=False)
         keys = [(0, index) for index in range(0, len(samples), 1 if args.check_all else math.ceil(len(samples) / 100))]
         tried = thread_map(clips.__getitem__, keys, max_workers=os.cpu_count(), desc="read", leave=False, disable=None)
@@ -812,19 +792,16 @@ def main():
         say(f"  {len(keys)} tried: {len(errors)} unreadable" + "".join(f"\n  unreadable {error}" for error in errors))
 
     samples, names = halves["training"]
-    size, num_frames, augment = (64, 8, "crop") if args.data == "toy" else (224, 32, "mix")
-    num_frames, augment = args.frames or num_frames, args.augment or augment
-    clips = VideoDataset(samples, num_frames, size, True, args.seed, not tell_left_from_right(names), augment)
-    rows = []
+    size, rows = 64 if args.data == "toy" else 224, []
+    clips = VideoDataset(samples, args.frames, size, True, args.seed, not tell_left_from_right(names), args.augment)
     for index in np.linspace(0, len(clips) - 1, min(len(clips), 10)).astype(int).tolist():  # spread over the classes
         video, label, index, _ = clips[0, index]
-        if augment in ("color", "mix"):
+        if args.augment in ("color", "mix"):
             video = change_colors(video[None], args.seed, 0, [index])[0]
-        rows.append((names[label], video[sample_frames(num_frames, min(num_frames, 8))]))
+        rows.append((names[label], video))
     out = args.out or Path(f"{Path(args.data or args.train_list).stem}.png")
     picture_grid(rows).save(out)
-    say(f"{out} shows some training videos as a model sees them: {size} pixels, {min(num_frames, 8)} of {num_frames} "
-        f"frames, --augment {augment}{', not yet mixed' if augment == 'mix' else ''}")
+    say(f"{out} shows some training videos as a model sees them before they are mixed, with --augment {args.augment}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ whatever the batch size and the number of processes; one that cannot be read cou
 """
 import copy
 import csv
-import importlib.util
 import json
 import math
 import os
@@ -32,7 +31,6 @@ import data
 from data import UserError, rank, say
 
 # ---- Flags, processes and precision, for all scripts ----------------------------------------------------------------
-
 
 def add_arguments(parser, training=False):
     """The flags about data, model and machine, the same in every script."""
@@ -116,11 +114,6 @@ def gather(rows):
     return [row for part in parts for row in part]
 
 
-def hide_bars():
-    """For tqdm's `disable`: bars are shown by the main process, and (None) on a terminal only."""
-    return True if rank() else None
-
-
 def autocast(args, device):
     """Mixed precision as --amp asks for it."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[args.amp]
@@ -128,7 +121,6 @@ def autocast(args, device):
 
 
 # ---- Accuracy -------------------------------------------------------------------------------------------------------
-
 
 def class_tokens(model, classes):
     """The tokens [C, L] of class names in the template of a model, such as "a photo of a {}.", on its device."""
@@ -152,7 +144,8 @@ def collect(loader, device, compute):
     processes, in the order of the data set: the outputs, a tensor [n, ...]; the labels, int64 [n]; and the errors, n
     strings, "" for videos that could be read."""
     rows = []
-    for video, label, index, errors in tqdm(loader, "evaluating", leave=False, unit="batch", disable=hide_bars()):
+    bar = tqdm(loader, "evaluating", leave=False, unit="batch", disable=rank() > 0 or None)  # None: on terminals only
+    for video, label, index, errors in bar:
         output = compute(video.to(device, non_blocking=True)).float().cpu()
         rows += zip(index.tolist(), output, label.tolist(), errors)
     _, outputs, labels, errors = zip(*sorted(gather(rows), key=lambda row: row[0]))
@@ -221,38 +214,26 @@ def blend(plain, tuned, share):
 
 # ---- Pictures -------------------------------------------------------------------------------------------------------
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#b8a800")
-MARKERS = "os^DvP*X"
-MAX_NAMES = 64  # classes that a picture has room for
-
-
 def to_plane(embeddings):
-    """Embeddings [n, D] to points [n, 2]: t-SNE if scikit-learn is installed, else principal components."""
-    points = torch.nn.functional.normalize(embeddings, dim=-1).numpy()
-    if importlib.util.find_spec("sklearn") and len(points) > 3:
-        from sklearn.manifold import TSNE
-
-        return "t-SNE", TSNE(perplexity=min(30, len(points) / 4), init="random", random_state=0).fit_transform(points)
-    points = points - points.mean(axis=0)
-    directions = np.linalg.eigh(points.T @ points)[1][:, [-1, -2]]  # of the largest variance
-    return "principal component", points @ directions
+    """Embeddings [n, D] to points [n, 2], the first two principal components of their directions."""
+    points = torch.nn.functional.normalize(embeddings, dim=-1)
+    points = points - points.mean(dim=0)
+    return points @ torch.linalg.eigh(points.T @ points).eigenvectors[:, [-1, -2]]  # of the largest variance
 
 
 def draw_embeddings(embeddings, labels, classes, path):
-    """Draws the video embeddings {name of the model: [n, D]} in two dimensions, side by side, coloured by class (the
-    paper's figure 1); of more than MAX_NAMES classes the first."""
+    """Draws the video embeddings {name of the model: [n, D]} in two dimensions, side by side, coloured by class; of
+    more than 70 classes the first."""
     from matplotlib.figure import Figure
 
-    kept, names = (labels >= 0) & (labels < MAX_NAMES), classes[:MAX_NAMES]
+    kept, names = (labels >= 0) & (labels < 70), classes[:70]  # as many as there are pairs of a colour and a marker
     columns = math.ceil(len(names) / 26)
     picture = Figure(figsize=(5 * len(embeddings) + 2 * columns, 5), layout="constrained")
     for axes, (model, videos) in zip(picture.subplots(1, len(embeddings), squeeze=False)[0], embeddings.items()):
-        kind, points = to_plane(videos[kept])
+        points = to_plane(videos[kept])
         for i, name in enumerate(names):
-            axes.scatter(*points[(labels[kept] == i).numpy()].T, s=22, color=COLORS[i % 8], linewidths=0,
-                         marker=MARKERS[(i + i // 8) % 8], label=name)
-        axes.set(xticks=[], yticks=[], xlabel=f"{kind} 1\n{model}", ylabel=f"{kind} 2")
+            axes.scatter(*points[labels[kept] == i].T, s=22, color=f"C{i % 10}", marker="os^DvPX"[i % 7], label=name)
+        axes.set(xticks=[], yticks=[], xlabel=f"principal component 1\n{model}", ylabel="principal component 2")
     picture.legend(*axes.get_legend_handles_labels(), loc="outside right upper", ncols=columns, fontsize=8)
     picture.savefig(path, dpi=120)
     say(f"drawn: {path}")
@@ -275,24 +256,20 @@ def attention(model, images):
     return (patches / patches.amax(dim=(-1, -2), keepdim=True)).float().cpu()
 
 
-def draw_attention(models, video, path, tile=144):
+def draw_attention(models, video, path):
     """Draws where each model of {name: CLIP} looks in 8 frames of a video uint8 [T, 3, S, S]: a row of frames, and
     below it rows of the same frames, dark where nothing is looked at."""
-    def resize(x):
-        return torch.nn.functional.interpolate(x, (tile, tile), mode="bicubic", antialias=True).clamp(0, 1)
-
     video = video[data.sample_frames(len(video), min(len(video), 8))]
-    frames = resize(video.float() / 255)
-    rows = [("frame", frames)]
+    rows = [("frame", video)]
     for name, model in models.items():
-        light = resize(attention(model, video.to(model.logit_scale.device))[:, None])
-        rows.append((name, frames * (0.15 + 0.85 * light)))
-    data.picture_grid([(title, (255 * row).byte()) for title, row in rows], tile).save(path)
+        light = attention(model, video.to(model.logit_scale.device))[:, None]
+        light = torch.nn.functional.interpolate(light, video.shape[-2:], mode="bicubic").clamp(0, 1)
+        rows.append((name, (video * (0.15 + 0.85 * light)).byte()))
+    data.picture_grid(rows).save(path)
     say(f"drawn: {path}")
 
 
 # ---- Command line ---------------------------------------------------------------------------------------------------
-
 
 def parse_args():
     """The arguments, complete and consistent, and the content of --weights; ends wrong calls with exit status 2."""
@@ -337,9 +314,6 @@ def parse_args():
         parser.error("--split does not go with --val-list: give several lists")
     if len(args.labels or [""]) not in (1, len(args.val_list or [""])):
         parser.error("--labels: give one file, or one for each of the lists")
-    if trained and trained["data"] == args.data and set(args.split) != {trained["split"]}:
-        say(f"warning: {args.weights} was trained on split {trained['split']}: some of its training videos are in the "
-            "test lists of the others")
     return args, content
 
 
@@ -405,7 +379,7 @@ def measure(args, models, known_classes):
             part.classes, part.labels = classes, args.labels and args.labels[i % len(args.labels)]
             samples, names = data.load_samples(part, train=False)
             own = args.data not in (None, *data.DATASETS)
-            if own and set(names) < set(known_classes) and not (data.root_of(args) / "train").is_dir():
+            if own and set(names) < set(known_classes) and not Path(args.root or args.data, "train").is_dir():
                 samples = [(path, known_classes.index(names[label])) for path, label in samples]
                 names = known_classes
             loader = make_loader(args, next(iter(models.values())).image_size, samples)

@@ -14,6 +14,7 @@ ends with the same weights.
     python train.py --resume runs/ucf101                  go on with an interrupted run
 """
 import contextlib
+import itertools
 import json
 import math
 import time
@@ -110,7 +111,6 @@ def parse_args(parser, paper, tiny):
 
 # ---- What a run leaves ----------------------------------------------------------------------------------------------
 
-
 def save(path, model, args, state, optimizer=None, scaler=None):
     """Saves the model, what it takes to use it and, with an optimizer, to resume the run; in the main process. The file
     is written beside its place and then renamed: a kill or a full disk leaves the old one whole."""
@@ -168,7 +168,6 @@ results    {args.out}""")
 
 
 # ---- Training -------------------------------------------------------------------------------------------------------
-
 
 def learning_rate(step, steps, warmup_steps, peak):
     """The learning rate of step 0, 1, ... of `steps`:
@@ -270,18 +269,18 @@ def train(args, prepare):
     # The order in which the videos are read, the workers that read them, and the class names
     clips = data.VideoDataset(train_samples, args.frames, model.image_size, train=True, seed=args.seed,
                               flip=not data.tell_left_from_right(classes), augment=args.augment)
-    batches = data.TrainingBatches(len(clips), args.batch_size, args.seed, rank(), args.world, args.micro_batch)
-    loader = data.make_loader(clips, batches, args.workers)
-    tokens = evaluate.class_tokens(model, classes)  # [C, L]
+    batches = data.training_batches(len(clips), args.batch_size, args.epochs, args.seed, rank(), args.world,
+                                    args.micro_batch)
     micro_steps = args.batch_size // args.world // args.micro_batch
+    batches = itertools.islice(batches, state.step * micro_steps, None)  # a resumed run has read those before
+    loader = iter(data.make_loader(clips, batches, args.workers))
+    tokens = evaluate.class_tokens(model, classes)  # [C, L]
     describe(args, model, state)
-    bar = tqdm(total=args.epochs * steps_per_epoch, initial=state.step, disable=evaluate.hide_bars(), bar_format=BAR)
+    bar = tqdm(total=args.epochs * steps_per_epoch, initial=state.step, disable=rank() > 0 or None, bar_format=BAR)
     saved = time.perf_counter()
 
     for epoch in range(state.step // steps_per_epoch, args.epochs):
         model.train()
-        batches.epoch, batches.skip = epoch, state.step % steps_per_epoch * micro_steps
-        micro_batches = iter(loader)
         while state.step < (epoch + 1) * steps_per_epoch:
             begin, wait, loss_sum, errors = time.perf_counter(), 0.0, 0.0, []
             lr = learning_rate(state.step, args.epochs * steps_per_epoch, args.warmup_epochs * steps_per_epoch, args.lr)
@@ -291,7 +290,7 @@ def train(args, prepare):
             for i in range(micro_steps):
                 # Load uint8 videos [B, T, 3, S, S] and their labels [B]
                 waiting = time.perf_counter()
-                video, label, index, unreadable = next(micro_batches)
+                video, label, index, unreadable = next(loader)
                 wait += time.perf_counter() - waiting
                 errors += [line for lines in unreadable for line in lines.splitlines()]
                 video, label = video.to(device, non_blocking=True), label.to(device, non_blocking=True)

@@ -176,7 +176,7 @@ def loader(path):
     dataset = data.VideoDataset([(path, 0)] * 160, T, S, train=True)
 
     def epoch_with(workers):
-        batches = iter(data.make_loader(dataset, data.TrainingBatches(160, 4, seed=0), workers))
+        batches = iter(data.make_loader(dataset, data.training_batches(160, 4, 1, seed=0), workers))
         next(batches)  # the workers have started
         return lambda: [next(batches) for _ in range(9)]
 

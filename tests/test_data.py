@@ -408,8 +408,7 @@ def test_batches_are_the_same_for_any_number_of_workers_and_processes(ucf101):
         """The clips of epoch 3 by index, and the batches as sets of indices."""
         clips, batches = {}, [set(), set()]
         for rank in range(world):
-            order = data.TrainingBatches(len(dataset), 2, 5, rank, world)
-            order.epoch = 3
+            order = [batch for batch in data.training_batches(len(dataset), 2, 4, 5, rank, world) if batch[0][0] == 3]
             for i, (video, label, index, _) in enumerate(data.make_loader(dataset, order, workers)):
                 clips |= {int(k): (v, int(name)) for k, v, name in zip(index, video, label)}
                 batches[i] |= set(index.tolist())
@@ -429,7 +428,7 @@ sys.path.append("tests")
 from conftest import load
 samples, _ = load("toy", train=True)
 dataset = data.VideoDataset(samples, 1, 16, train=True)
-batches = iter(data.make_loader(dataset, data.TrainingBatches(len(dataset), 2, 1), 2))
+batches = iter(data.make_loader(dataset, data.training_batches(len(dataset), 2, 1, 1), 2))
 next(batches)
 raise TypeError("on purpose")
 """
@@ -440,9 +439,8 @@ raise TypeError("on purpose")
 
 def test_training_order_changes_with_the_epoch_and_the_seed():
     def order(seed, epoch):
-        batches = data.TrainingBatches(100, 10, seed)
-        batches.epoch = epoch
-        return [index for batch in batches for _, index in batch]
+        batches = data.training_batches(100, 10, 2, seed)
+        return [index for batch in batches for number, index in batch if number == epoch]
 
     assert sorted(order(1, 0)) == list(range(100))
     assert len({tuple(order(*key)) for key in ((1, 0), (1, 1), (2, 0))}) == 3
@@ -475,7 +473,7 @@ def test_an_unreadable_video_is_replaced_in_training_and_blank_in_evaluation(ucf
     assert error.startswith(str(samples[1][0]))
     for path, _ in samples:
         path.unlink(missing_ok=True)
-    assert len(data.VideoDataset(samples, 4, 16, train=True)[0, 0][3].splitlines()) == data.VideoDataset.ATTEMPTS
+    assert len(data.VideoDataset(samples, 4, 16, train=True)[0, 0][3].splitlines()) == 100
 
 
 def test_looking_at_a_data_set_tells_what_is_there_and_what_is_wrong(ucf101, tmp_path, capsys, monkeypatch):
@@ -488,14 +486,14 @@ def test_looking_at_a_data_set_tells_what_is_there_and_what_is_wrong(ucf101, tmp
     assert capsys.readouterr().out == f"""\
 1 of the 4 training videos are not on disk, such as {files[1]}
 training:
-  4 videos of 2 classes, from 2 (apply eye makeup) to 2 (yo yo)
+  4 videos of 2 classes, apply eye makeup ... yo yo: 2 to 2 of each
   4 tried: 2 unreadable
   unreadable {files[1]}: there is no such file
   unreadable {files[2]}: Invalid data found when processing input
 validation:
-  2 videos of 2 classes, from 1 (apply eye makeup) to 1 (yo yo)
+  2 videos of 2 classes, apply eye makeup ... yo yo: 1 to 1 of each
   2 tried: 0 unreadable
-{sheet} shows some training videos as a model sees them: 224 pixels, 8 of 32 frames, --augment mix, not yet mixed
+{sheet} shows some training videos as a model sees them before they are mixed, with --augment color
 """
     assert Image.open(sheet).size == (210 + 8 * 130, 4 * 130)
 

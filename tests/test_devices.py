@@ -173,7 +173,7 @@ def test_a_video_is_classified_on_the_device_of_the_model(model):
 
 def test_attention_comes_back_from_the_device(gpu, model, monkeypatch):
     drawn = []
-    monkeypatch.setattr(data, "picture_grid", lambda rows, tile: drawn.extend(rows) or types.SimpleNamespace(save=repr))
+    monkeypatch.setattr(data, "picture_grid", lambda rows: drawn.extend(rows) or types.SimpleNamespace(save=repr))
     evaluate.draw_attention({"one": model, "two": model}, pixels(3, 3, 64, 64), "attention.png")
     assert [title for title, _ in drawn] == ["frame", "one", "two"]
     assert {picture.device.type for _, picture in drawn} == {"cpu"}
@@ -215,7 +215,7 @@ def test_training_keeps_to_the_device(script, amp, gpu, tmp_path, monkeypatch):
     saved = {}
     monkeypatch.setattr(Gpu, "has_float64", amp == "fp16")  # for torch's GradScaler
     monkeypatch.setattr(data, "load_samples", lambda args, train: ([("video.avi", 0)] * 8, list("abcd")))
-    monkeypatch.setattr(data, "make_loader", lambda clips, *_: loader(*[1] * (not clips.train), batches=2))
+    monkeypatch.setattr(data, "make_loader", lambda clips, *_: loader(*[1] * (not clips.train), batches=4))
     monkeypatch.setattr(train, "save", lambda path, *state: saved.update({path.name: state}))
     monkeypatch.setattr(train, "draw_curves", lambda *_: None)
     flags = "--batch-size 8 --micro-batch 4 --frames 3 --augment mix --epochs 2 --out"

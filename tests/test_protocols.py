@@ -38,7 +38,7 @@ def test_base_classes_of_hmdb51_are_the_later_half(hmdb51, call):
     assert (len(halves["base"]), len(halves["novel"])) == (26, 25)
     arguments = ("--root", hmdb51, "--classes", "base", "--frames", "1", "--out", hmdb51 / "a.png")
     out = call("data.py", "hmdb51", *arguments)[1]
-    assert "52 videos of 26 classes, from 2 (pour) to 2 (wave)" in out
+    assert "52 videos of 26 classes, pour ... wave: 2 to 2 of each" in out
 
 
 def test_of_classes_that_tie_in_ucf101_the_later_is_base(tmp_path):

@@ -84,7 +84,7 @@ def test_the_gradient_is_that_of_the_loss_written_out(fusion, tmp_path):
     """With frames and crops as in evaluation, in one graph."""
     samples, classes = data.load_samples(flags(shots=4, seed=3), train=True)
     model = clip.load("tiny")
-    picked = [samples[index] for _, index in next(iter(data.TrainingBatches(len(samples), 16, 3)))]
+    picked = [samples[index] for _, index in next(data.training_batches(len(samples), 16, 1, 3))]
     video = torch.stack([data.center_crop(data.read_video(path, 4), 64) for path, _ in picked])
     label = torch.tensor([label for _, label in picked])
     embeddings = model.encode_image(video.flatten(0, 1))
