@@ -296,10 +296,7 @@ class Inert:
     """Stands in for every object of a file that is not data, such as a configuration, a numpy scalar or hostile code:
     accepts whatever unpickling does to it, and does nothing."""
 
-    def ignore(self, *args, **kwargs):
-        pass
-
-    __init__ = __setstate__ = __setitem__ = append = extend = add = ignore
+    __init__ = __setstate__ = __setitem__ = append = extend = add = lambda self, *args, **options: None
 
 
 class SafePickle:

@@ -761,8 +761,7 @@ def picture_grid(rows, tile=128):
     sheet = Image.new("RGB", (left + step * max(len(frames) for _, frames in rows), step * len(rows)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
     for y, (title, frames) in enumerate(rows):
-        title = "\n".join(textwrap.fill(line, 24) for line in title.split("\n"))
-        draw.text((8, y * step + tile // 2), title, "black", font, anchor="lm")
+        draw.text((8, y * step + tile // 2), textwrap.fill(title, 24), "black", font, anchor="lm")
         for x, frame in enumerate(frames):
             picture = Image.fromarray(frame.permute(1, 2, 0).numpy())
             sheet.paste(picture.resize((tile, tile)), (left + x * step, y * step))

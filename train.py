@@ -136,12 +136,9 @@ def log(args, **record):
 
 
 def draw_curves(folder, state):
-    """Draws curves.png in the main process: the loss of each step, and accuracy before training and after each epoch.
-    """
+    """Draws curves.png: the loss of each step, and the accuracy before training and after each epoch."""
     from matplotlib.figure import Figure
 
-    if rank() > 0:
-        return
     picture = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = picture.subplots(1, 2)
     left.plot(state.losses, linewidth=1)
@@ -158,10 +155,9 @@ def describe(args, model, state):
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     before = state.validations[0]
     say(f"""\
-model      {args.weights or args.model}, {trained:,} parameters to train ({args.tune})
+model      {args.weights or args.model}, {trained:,} parameters to train ({args.tune}), prompt {args.template!r}
 data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(state.classes)}
-videos     {state.videos} for training, {before["count"]} for validation, {len(before["unreadable"])} of them unreadable
-input      {args.frames} frames of {model.image_size} x {model.image_size}, prompt {args.template!r}
+videos     {state.videos} to train, {before["count"]} to validate; {args.frames} frames, {model.image_size} pixels
 training   {args.epochs} epochs, {args.batch_size} videos a batch, learning rate {args.lr:g}, --augment {args.augment}
 machine    {args.world} x {model.logit_scale.device.type}, {args.micro_batch} videos at once, --amp {args.amp}
 results    {args.out}""")
@@ -349,7 +345,8 @@ def train(args, prepare):
             save(args.out / "best.pt", model, args, state)
         save(args.out / "last.pt", model, args, state, optimizer, scaler)
         saved = time.perf_counter()
-        draw_curves(args.out, state)
+        if rank() == 0:
+            draw_curves(args.out, state)
     bar.close()
     return state
 

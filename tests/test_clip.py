@@ -157,11 +157,12 @@ def test_the_four_models_are_those_of_open_clip(name, tmp_path, monkeypatch):
         for weight_name, weight in theirs.named_parameters():
             weight.uniform_(-0.05, 0.05).add_("ln_" in weight_name)
         theirs.logit_scale.fill_(3)
-    torch.save(theirs.state_dict(), tmp_path / "weights.pt")
+    monkeypatch.setattr(clip, "unpack", lambda path: theirs.state_dict())  # 1.7 GB for the larger ones: not on disk
+    (tmp_path / "weights.pt").touch()
     ours = clip.load(tmp_path / "weights.pt")
-    (tmp_path / "weights.pt").unlink()  # 1.7 GB for the larger ones
     assert ours.image_size == theirs.visual.image_size[0]
-    video = torch.randn(1, 2, 3, ours.image_size, ours.image_size)
+    frames = 1 if "L" in name else 2  # these take long
+    video = torch.randn(1, frames, 3, ours.image_size, ours.image_size)
     tokens = ours.tokenizer(["a photo of archery.", "somebody is juggling balls"])
     with torch.no_grad():
         frames, text = theirs.encode_image(video[0]), theirs.encode_text(F.pad(tokens, (0, 77 - tokens.shape[1])))
