@@ -408,8 +408,8 @@ IMAGENET = {"mean": torch.tensor([0.485, 0.456, 0.406]), "std": torch.tensor([0.
 def read(weights, base=None):
     """The content of a file of weights: a dict with the state dict, in OpenAI's names, as "model", and of a checkpoint
     of ours also what is in MORE. Arguments and errors are those of `load`."""
-    place = MODELS.get(weights, weights)
-    path = fetch(place) if str(place).startswith("https://") else Path(place)
+    path = MODELS.get(weights, weights)
+    path = fetch(path) if str(path).startswith("https://") else Path(path)
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, f"this is neither a file nor a model ({', '.join(MODELS)})", str(path))
     content = unpack(path)

@@ -451,16 +451,14 @@ def hmdb51(root, split, train):
 
 def kinetics(root, split, train):
     """Kinetics (Kay et al., 2017): train.csv, val.csv, and <id>_<start>_<end>.mp4 anywhere below train/ and val/."""
-    def seconds(text):  # "20" or "20.0"
-        return int(float(text))
-
     names = "val.csv", "validate.csv", "validation.csv"
     paths = {True: root / "train.csv", False: root / next((name for name in names if (root / name).exists()), names[0])}
-    halves = {half: [row for _, row in read_csv(path, label=str, youtube_id=str, time_start=seconds, time_end=seconds)]
+    halves = {half: [row for _, row in read_csv(path, label=str, youtube_id=str, time_start=float, time_end=float)]
               for half, path in paths.items() if half == train or path.exists()}
     names = sorted({name for rows in halves.values() for name, *_ in rows})  # those of both halves
     label, rows = {name: i for i, name in enumerate(names)}, []
     for name, video, start, end in halves[train]:
+        start, end = int(start), int(end)
         ways = f"{video}_{start:06}_{end:06}", f"{video}_{start}_{end}", video
         clip = next((way for way in ways if match_key(way) in index_videos(root)), ways[0])
         rows.append((f"{'train' if train else 'val'}/{clip}", label[name]))
@@ -531,18 +529,15 @@ def read_dataset(name, root, split=1, train=False):
 def base_classes(rows, num_classes):
     """The labels of the base classes, by the rows of the training set: of all classes, sorted by their number of
     videos and then by label, the last half, rounded up, as in the lists of the original code."""
-    counts = Counter(label for _, label in rows)
-    order = sorted(range(num_classes), key=lambda label: (counts[label], label))
-    return sorted(order[num_classes // 2 :])
+    counts = np.bincount([label for _, label in rows], minlength=num_classes)
+    return sorted(counts.argsort(kind="stable")[num_classes // 2 :].tolist())
 
 
 def draw_shots(samples, shots, seed):
     """`shots` samples of each class, or all that there are: the same for the same list and seed."""
-    drawn, taken = [], Counter()
-    for i in np.random.default_rng(seed).permutation(len(samples)):
-        taken[samples[i][1]] += 1
-        if taken[samples[i][1]] <= shots:
-            drawn.append(i)
+    order = np.random.default_rng(seed).permutation(len(samples))
+    labels = np.array([samples[i][1] for i in order])
+    drawn = np.concatenate([order[labels == label][:shots] for label in np.unique(labels)])
     return [samples[i] for i in sorted(drawn)]
 
 

@@ -27,8 +27,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests run at once as there ar
 
 
 def pytest_collection_modifyitems(items):
-    """The file that takes longest goes first, or one process would be left with it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_scripts.py")
+    """The files that take longest go first, or one process would be left with one of them at the end."""
+    longest = ["test_scripts.py", "test_train.py", "test_readme.py", "test_portability.py", "test_clip.py"]
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
 @pytest.fixture(scope="session")
