@@ -137,9 +137,8 @@ class Transformer(nn.Module):
         self.resblocks = nn.ModuleList(Block(width) for _ in range(layers))
 
     def forward(self, x, prompts=None, start=None):
-        """x [N, L, width] to the same shape. Of `prompts` [depth, n_ctx, width] the first is already in x, at the
-        positions start to start + n_ctx. Before block i, 0 < i < depth, prompts[i] replaces what is at these positions
-        (section 3.2, and VPT, 2203.12119)."""
+        """x [N, L, width] to the same shape. Of `prompts` [depth, n_ctx, width] the first is in x from position `start`
+        on. Before block i, 0 < i < depth, prompts[i] replaces it there (section 3.2; VPT, arXiv 2203.12119)."""
         for i, block in enumerate(self.resblocks):
             if prompts is not None and 0 < i < len(prompts):
                 end = start + prompts.shape[1]
@@ -173,10 +172,9 @@ class VisionTransformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """The two encoders and the scale of their similarity. Beside its parameters it stores what the weights were trained
-    with: `mean` and `std` of the pixels, OpenAI's by default; the `template` that makes a sentence of a class name, by
-    default the bare name; and `fusion`, what is averaged over time (the ablation of the paper): "embedding", the
-    default, "decision" or "image", see `forward`."""
+    """The two encoders and the scale of their similarity, and what the weights were trained with: `mean` and `std` of
+    the pixels, OpenAI's by default; the `template` that makes a sentence of a class name; and `fusion`, what is
+    averaged over time (the paper's ablation): "embedding", "decision" or "image", see `forward`."""
 
     def __init__(self, embed_dim, image_size, patch_size, vision_width, vision_layers,
                  context_length, vocab_size, text_width, text_layers):
@@ -233,15 +231,13 @@ class CLIP(nn.Module):
         return x[torch.arange(len(x), device=x.device), end] @ self.text_projection
 
     def logits(self, images, texts):
-        """Scaled cosines of embeddings of images or videos [..., D] and of texts [C, D]: [..., C]. Computed in float32:
-        in bfloat16 a logit near 30 would only be good to 0.1."""
+        """Scaled cosines of embeddings [..., D] and [C, D]: [..., C]. In bfloat16 a logit of 30 would be 0.1 off."""
         with torch.autocast(images.device.type, enabled=False):
             images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
             return self.logit_scale.float().exp() * images @ texts.T
 
     def forward(self, video, tokens):
-        """Videos [B, T, 3, S, S] and the tokens [C, L] of the class names to logits [B, C], or [B * T, C] in training
-        with the fusion "image"."""
+        """Videos [B, T, 3, S, S] and tokens [C, L] of the class names to logits [B, C], or [B * T, C], see below."""
         text = self.encode_text(tokens)
         if self.fusion == "embedding":
             return self.logits(self.encode_video(video), text)
@@ -450,8 +446,7 @@ def load(weights, device="cpu", base=None, image_size=None):
     the original ViFi-CLIP, whose word embeddings come from `base`, a name or path, by default OpenAI's model of the
     same dimensions. Files do not record the activation: QuickGELU is assumed (OpenCLIP has it in models named so). For
     another `image_size`, a multiple of the patch size in pixels, position embeddings are interpolated. Raises
-    FileNotFoundError if there is no such file, InputError if it cannot be downloaded or holds something else.
-    """
+    FileNotFoundError if there is no such file, InputError if it cannot be downloaded or holds something else."""
     content = read(weights, base)
     state = {name: value.float() for name, value in content["model"].items()}
     try:

@@ -74,10 +74,9 @@ IGNORE_METADATA = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_
 
 
 def read_video(path, num_samples, rng=None, short_side=None):
-    """Reads T = num_samples frames of a video file, or of a folder of images in the order of the numbers in their
-    names: uint8 [T, 3, h, w], RGB, upright; `sample_frames` says which. Frames over twice as large as `short_side`
-    (pixels) are reduced to it on the way, which saves time and memory. Raises UserError, "path: reason", if no frame
-    can be read or the file asks for too much."""
+    """Reads T = num_samples frames (`sample_frames` says which) of a video file, or of a folder of images in the order
+    of the numbers in their names: uint8 [T, 3, h, w], RGB, upright. Frames over twice as large as `short_side` (pixels)
+    are reduced to it. Raises UserError, "path: reason", if none can be read or the file asks for too much."""
     path = Path(path)
     try:
         frames = (read_images if path.is_dir() else decode_video)(path, num_samples, rng, short_side)
@@ -180,8 +179,7 @@ def read_groups(container, stream):
 
 
 def decode(codec, groups, wanted):
-    """Yields frames with their numbers: of each group that holds a wanted number, those up to the last of these. After
-    damaged packets, which are passed over, there are fewer."""
+    """Yields (number, frame) of each group with a wanted frame, up to the last of these; damaged packets give none."""
     end = 0
     for group in groups:
         # The first frames of a video may only be there to decode the others: they are discarded
@@ -331,8 +329,7 @@ def walk(folder):
 
 
 def find_videos(path):
-    """The videos below a folder (see `walk`), or the path itself if it is a file. Says in a line what is passed over.
-    Raises UserError if there is no video."""
+    """The videos below a folder (see `walk`), or a path that is a file. Raises UserError if there is none."""
     if path.is_file():
         return [path]
     videos, others = walk(path)
@@ -353,9 +350,8 @@ def index_videos(root):
 
 
 def find_listed(root, name, unique):
-    """The path of a video that is listed as `name`, or None. If it is not on disk as it stands there: the video of the
-    same match_key in a folder of the same name or deeper; anywhere if names are `unique`, and directly in `root` if
-    there is no such folder."""
+    """The path of a video listed as `name`, or None. If it is not there: the one of the same match_key in a folder of
+    the same name or below; anywhere if names are `unique`; directly in `root` if there is no such folder."""
     path = root / name.replace("\\", "/")
     if path.exists():
         return path
@@ -586,9 +582,8 @@ class VideoDataset(torch.utils.data.Dataset):
 
     In training frames and crop are random, unless `augment` is "none", and a video that cannot be read is replaced by
     the next of the list. In evaluation it is all zeros; the errors name all that could not be read, a line each. With
-    `views` = (V, K) an evaluated video is [V * K, T, 3, S, S]: V clips, whose frames are between each other's, and
-    K = 1 (centre) or 3 crops of each.
-    """
+    `views` = (V, K) an evaluated video is [V * K, T, 3, S, S]: V clips, whose frames are between each other's, and K =
+    1 (centre) or 3 crops of each."""
 
     def __init__(self, samples, num_frames, image_size, train, seed=0, flip=True, augment="crop", views=(1, 1)):
         self.paths, self.labels = [str(path) for path, _ in samples], [label for _, label in samples]
@@ -682,8 +677,7 @@ def name_or_folder(text):
 
 
 def add_arguments(parser, name="--data", training=False):
-    """The flags about data, the same in every script; here the name of the data set needs no flag. `training` adds
-    those about training videos; without, several splits, lists and kinds of classes may be given."""
+    """Adds the flags about data: with `training` those of training videos, else several splits, lists and classes."""
     add = parser.add_argument_group("data").add_argument
     several = {} if training else dict(nargs="+")
     add(name, nargs=None if name.startswith("-") else "?", type=name_or_folder, metavar="DATA",

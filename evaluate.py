@@ -50,9 +50,8 @@ def add_arguments(parser, training=False):
 
 
 def first_look(parser, paper, tiny):
-    """Sets the defaults that depend on --data, --model and --weights, from the table `tiny` for that model and from
-    `paper` for others. Returns the flags as given, the content of --weights, and the arguments that the weights were
-    trained with if they are a checkpoint of this project."""
+    """Sets the defaults, from the table `tiny` for that model and `paper` for others. Returns the flags as given, the
+    content of --weights and, of a checkpoint of this project, the arguments that it was trained with."""
     first = data.Parser(None, add_help=False)
     first.add_argument("--data", type=data.name_or_folder)
     for flag in ("--model", "--weights", "--val-list", "--video", "--resume"):
@@ -140,9 +139,8 @@ def make_loader(args, image_size, samples, batch_size=None):
 
 @torch.inference_mode()
 def collect(loader, device, compute):
-    """What `compute` gives for the videos of a `make_loader`, [B, V, T, 3, S, S] on the device. Of all n videos of all
-    processes, in the order of the data set: the outputs, a tensor [n, ...]; the labels, int64 [n]; and the errors, n
-    strings, "" for videos that could be read."""
+    """What `compute` gives for videos [B, V, T, 3, S, S] on the device, of all processes in the order of the data set:
+    the outputs [n, ...], the labels, int64 [n], and the errors, n strings, "" for videos that could be read."""
     rows = []
     bar = tqdm(loader, "evaluating", leave=False, unit="batch", disable=rank() > 0 or None)  # None: on terminals only
     for video, label, index, errors in bar:
@@ -190,8 +188,7 @@ def evaluate(model, loader, tokens):
 
 
 def classify(model, video, labels):
-    """Which of some labels is it? A video uint8 [T, 3, h, w] of `data.read_video` to a list of (label, probability),
-    the best first."""
+    """A video uint8 [T, 3, h, w] of `data.read_video` to a list of (label, probability), the best first."""
     tokens = class_tokens(model, labels)
     model.eval()
     with torch.inference_mode():
@@ -222,8 +219,7 @@ def to_plane(embeddings):
 
 
 def draw_embeddings(embeddings, labels, classes, path):
-    """Draws the video embeddings {name of the model: [n, D]} in two dimensions, side by side, coloured by class; of
-    more than 70 classes the first."""
+    """Draws embeddings {name of the model: [n, D]} in the plane, coloured by class; of over 70 classes the first."""
     from matplotlib.figure import Figure
 
     kept, names = (labels >= 0) & (labels < 70), classes[:70]  # as many as there are pairs of a colour and a marker
@@ -257,8 +253,7 @@ def attention(model, images):
 
 
 def draw_attention(models, video, path):
-    """Draws where each model of {name: CLIP} looks in 8 frames of a video uint8 [T, 3, S, S]: a row of frames, and
-    below it rows of the same frames, dark where nothing is looked at."""
+    """Draws 8 frames of a video uint8 [T, 3, S, S], and once for each of {name: CLIP}, dark where it does not look."""
     video = video[data.sample_frames(len(video), min(len(video), 8))]
     rows = [("frame", video)]
     for name, model in models.items():

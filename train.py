@@ -69,8 +69,7 @@ def make_parser(doc):
 
 
 def parse_args(parser, paper, tiny):
-    """The arguments of a run. Its defaults are one of two tables, those of a resumed run the arguments that it was
-    started with. Ends wrong calls with exit status 2."""
+    """The arguments of a run; the defaults of a resumed one are its own. Ends wrong calls with exit status 2."""
     given, *_ = evaluate.first_look(parser, paper, tiny)
     saved = {}
     if given.resume:
@@ -238,10 +237,8 @@ def set_up(args, model, prepare, val_loader, last, state):
 
 def train(args, prepare):
     """Trains a CLIP, with validation before the first and after every epoch. Returns the state at the end.
-
     `prepare(model, args, new)` says which parameters of the loaded model require a gradient, and in prompt.py it adds
-    prompts if the run is new. Leaves args.json, log.jsonl, curves.png, last.pt and best.pt in the folder `args.out`.
-    """
+    prompts if the run is new. Leaves args.json, log.jsonl, curves.png, last.pt and best.pt in the folder `args.out`."""
     device = evaluate.start(args)
 
     # The videos and their classes, the model, and the state of the run

@@ -135,9 +135,9 @@ def test_the_other_commands_are_the_benchmark_and_tests(home):
             text = (PROJECT / file).read_text(encoding="utf-8")
             assert re.search(rf"def test_\w*{words}", text), selection
     assert [command for command in others if command not in tests] == [["tests/benchmark.py"]]
-    process = subprocess.run([sys.executable, PROJECT / "tests" / "benchmark.py", "loader", "cuda"], text=True,
+    process = subprocess.run([sys.executable, PROJECT / "tests" / "benchmark.py", "augment", "cuda"], text=True,
                              stdout=subprocess.PIPE, timeout=300, check=True)
-    assert re.search(r"two workers \| one .* ms .* ms .* x", process.stdout)
+    assert re.search(r"colours, once for each clip \| .* ms .* ms .* x", process.stdout)
     assert "no GPU here" in process.stdout or "TFLOP/s" in process.stdout
 
 
