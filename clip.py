@@ -40,28 +40,24 @@ TINY_VOCABULARY = 2 * 256 + 2  # bytes, bytes that end a word, start and end: no
 
 class Tokenizer:
     """CLIP's tokenizer: byte-pair encoding of lower-case text, as in github.com/openai/CLIP, clip/simple_tokenizer.py.
+    The vocabulary is the 256 bytes, the 256 bytes at the end of a word, a token for each pair that is merged, start and
+    end. OpenAI's has 49,408 tokens, 48,894 of them merges (lines of a file, after a comment), `tiny` has no merges."""
 
-    The vocabulary is the 256 bytes, the 256 bytes at the end of a word, and one token for each pair in `merges`.
-    OpenAI's has 48,894 merges (49,408 tokens with start and end), the one of `tiny` has none.
-    """
-
-    def __init__(self, merges=(), context_length=77):
+    def __init__(self, vocab_size, context_length=77):
+        merges = []
+        if vocab_size > TINY_VOCABULARY:
+            with gzip.open(fetch(VOCABULARY), "rt", encoding="utf-8") as file:
+                merges = [tuple(line.split()) for line in file.readlines()[1 : vocab_size - TINY_VOCABULARY + 1]]
         # Each byte has a printable character: itself, or, for the 68 that are not printable, one from 256 on.
-        printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+        printable = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
         others = [byte for byte in range(256) if byte not in printable]
         self.character = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-        alphabet = list(self.character.values())
-        tokens = alphabet + [c + "</w>" for c in alphabet] + ["".join(pair) for pair in merges]
+        tokens = [c + end for end in ("", "</w>") for c in self.character.values()] + ["".join(pair) for pair in merges]
         self.ids = {token: i for i, token in enumerate(tokens)}
         self.start, self.end = len(tokens), len(tokens) + 1
         self.rank = {pair: i for i, pair in enumerate(merges)}
         self.context_length = context_length
         self.words = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
-
-    def encode(self, text):
-        """The token ids of one text, a list of int without start and end."""
-        words = self.words.findall(html.unescape(html.unescape(ftfy.fix_text(text))).lower())
-        return [token for word in words for token in self.encode_word(word)]
 
     def encode_word(self, word):
         """The token ids of one word: joins the pair that comes first in the merges until no pair is a merge."""
@@ -75,13 +71,15 @@ class Tokenizer:
         return [self.ids[part] for part in parts]
 
     def __call__(self, texts):
-        """Tokens of C texts, int64 [C, L], with start and end and then zeros; L is the longest text of the call. It is
-        not always 77: attention is causal and a text is read out at its end token, so nothing after it can matter.
-        Raises InputError for a text of more than `context_length` tokens."""
-        rows = [torch.tensor([self.start, *self.encode(text), self.end]) for text in texts]
-        for text, row in zip(texts, rows):
+        """Tokens of C texts, int64 [C, L], with start, end and zeros, L of the longest: attention is causal and a text
+        is read out at its end token, so nothing after it matters. Raises InputError for a text that is too long."""
+        rows = []
+        for text in texts:
+            words = self.words.findall(html.unescape(html.unescape(ftfy.fix_text(text))).lower())
+            row = [self.start, *(token for word in words for token in self.encode_word(word)), self.end]
             if len(row) > self.context_length:
                 raise InputError(f"a text of {len(row)} tokens; the model reads {self.context_length}: {text!r}")
+            rows.append(torch.tensor(row))
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
@@ -141,8 +139,7 @@ class Transformer(nn.Module):
         on. Before block i, 0 < i < depth, prompts[i] replaces it there (section 3.2; VPT, arXiv 2203.12119)."""
         for i, block in enumerate(self.resblocks):
             if prompts is not None and 0 < i < len(prompts):
-                end = start + prompts.shape[1]
-                x = torch.cat([x[:, :start], prompts[i].expand(len(x), -1, -1), x[:, end:]], dim=1)
+                x[:, start : start + prompts.shape[1]] = prompts[i]
             x = checkpoint(block, x, self.causal, use_reentrant=False) if self.checkpointing else block(x, self.causal)
         return x
 
@@ -187,7 +184,7 @@ class CLIP(nn.Module):
         self.ln_final = nn.LayerNorm(text_width)
         self.text_projection = nn.Parameter(torch.randn(text_width, embed_dim) * text_width ** -0.5)
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
-        self.tokenizer = Tokenizer(read_merges(vocab_size), context_length)
+        self.tokenizer = Tokenizer(vocab_size, context_length)
         self.set_prompts(None, None)
         # persistent=False keeps the entries of the state dict OpenAI's. device="cpu": `load` builds on the meta device.
         self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073], device="cpu"), persistent=False)
@@ -249,7 +246,7 @@ class CLIP(nn.Module):
         return logits.log_softmax(dim=-1).logsumexp(dim=1)  # ... and log of the sum of their probabilities, [B, C]
 
 
-# ---- Downloads ------------------------------------------------------------------------------------------------------
+# ---- Downloads, and reading a file of weights without running what it contains --------------------------------------
 
 ADDRESS = "https://openaipublic.azureedge.net/clip/models"  # below it, each file is in a folder named by its SHA-256
 MODELS = {
@@ -264,8 +261,7 @@ VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d
 
 
 def fetch(address):
-    """The path of one of OpenAI's files, downloaded if need be into the folder where their own package looks for it.
-    Raises InputError, which says what to put where by hand, if that fails."""
+    """The path of a file of OpenAI's, downloaded if need be to where their own package looks. Raises InputError."""
     sha256 = VOCABULARY_SHA256 if address == VOCABULARY else address.split("/")[-2]
     path = Path.home() / ".cache" / "clip" / address.split("/")[-1]
     if not path.exists():
@@ -278,19 +274,8 @@ def fetch(address):
     return path
 
 
-def read_merges(vocab_size):
-    """The merges of a vocabulary of that size: pairs of tokens, from OpenAI's file, whose first line is a comment."""
-    if vocab_size <= TINY_VOCABULARY:
-        return []
-    with gzip.open(fetch(VOCABULARY), "rt", encoding="utf-8") as file:
-        return [tuple(line.split()) for line in file.readlines()[1 : vocab_size - TINY_VOCABULARY + 1]]
-
-
-# ---- Reading a file of weights without running what it contains -----------------------------------------------------
-
 class Inert:
-    """Stands in for every object of a file that is not data, such as a configuration, a numpy scalar or hostile code:
-    accepts whatever unpickling does to it, and does nothing."""
+    """Stands in for what is no data in a file, such as a configuration or hostile code: takes all, does nothing."""
 
     __init__ = __setstate__ = __setitem__ = append = extend = add = lambda self, *args, **options: None
 
@@ -299,10 +284,9 @@ class SafePickle:
     """A `pickle_module` for `torch.load` that rebuilds tensors and plain containers; all else becomes `Inert`."""
 
     class Unpickler(pickle.Unpickler):
-        REBUILT = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter")
-
         def find_class(self, module, name):
-            return super().find_class(module, name) if f"{module}.{name}" in self.REBUILT else Inert
+            known = "collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
+            return super().find_class(module, name) if f"{module}.{name}" in known else Inert
 
     @staticmethod
     def load(file, **options):
@@ -402,8 +386,7 @@ IMAGENET = {"mean": torch.tensor([0.485, 0.456, 0.406]), "std": torch.tensor([0.
 
 
 def read(weights, base=None):
-    """The content of a file of weights: a dict with the state dict, in OpenAI's names, as "model", and of a checkpoint
-    of ours also what is in MORE. Arguments and errors are those of `load`."""
+    """The content of a file of weights: the state dict in OpenAI's names as "model", and what it has of MORE."""
     path = MODELS.get(weights, weights)
     path = fetch(path) if str(path).startswith("https://") else Path(path)
     if not path.is_file():
@@ -430,14 +413,6 @@ def dimensions(state):
                 text_layers=encoders.count("transformer"))
 
 
-def resize_positions(embedding, grid):
-    """Position embeddings [1 + g * g, width] of the class token and g x g patches, for another grid: bicubic."""
-    side = round((len(embedding) - 1) ** 0.5)
-    patches = embedding[1:].T.unflatten(1, (side, side))[None]  # [1, width, g, g]
-    patches = F.interpolate(patches, (grid, grid), mode="bicubic", antialias=True)
-    return torch.cat([embedding[:1], patches[0].flatten(1).T])
-
-
 def load(weights, device="cpu", base=None, image_size=None):
     """The CLIP of a name in MODELS or of a file, in float32.
 
@@ -460,8 +435,12 @@ def load(weights, device="cpu", base=None, image_size=None):
     if image_size not in (None, sizes["image_size"]):
         if image_size % sizes["patch_size"]:
             raise InputError(f"image size {image_size} is no multiple of the patch size {sizes['patch_size']}")
-        sizes["image_size"], grid = image_size, image_size // sizes["patch_size"]
-        state["visual.positional_embedding"] = resize_positions(state["visual.positional_embedding"], grid)
+        old, new = sizes["image_size"] // sizes["patch_size"], image_size // sizes["patch_size"]  # patches a side
+        class_token, patches = state["visual.positional_embedding"].split([1, old ** 2])
+        patches = patches.T.unflatten(1, (old, old))[None]  # [1, width, old, old]
+        patches = F.interpolate(patches, (new, new), mode="bicubic", antialias=True)
+        state["visual.positional_embedding"] = torch.cat([class_token, patches[0].flatten(1).T])
+        sizes["image_size"] = image_size
     with torch.device("meta"):  # nothing is initialised only to be overwritten
         model = CLIP(**sizes)
     model.set_prompts(state.get("visual_prompts"), state.get("text_prompts"))

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import csv
 import functools
-import inspect
 import itertools
 import json
 import math
@@ -29,9 +28,9 @@ import av
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
+from torchvision.transforms.v2.functional import horizontal_flip, resized_crop, to_pil_image
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
@@ -51,17 +50,15 @@ def sample_frames(num_frames, num_samples, rng=None):
         training, n < T:                    round(i * n / T), all frames with repetitions
         test (no rng):                      floor(i * n / T + n / (2 T)), the middle of segment i
 
-    As in the original code, all are taken modulo n: a short video may end with its first frame.
-    """
-    n, i = num_frames, np.arange(num_samples)
+    As in the original code, all are taken modulo n: a short video may end with its first frame."""
+    n, t, i = num_frames, num_samples, np.arange(num_samples)
     if n < 1:
         raise UserError("a video without frames")
     if rng is None:
-        return (i * n / num_samples + n / (2 * num_samples)).astype(np.int64) % n
-    step = n // num_samples
-    if step > 0:
-        return i * step + rng.integers(step, size=num_samples)
-    return np.round(i * n / num_samples).astype(np.int64) % n
+        return (i * n / t + n / (2 * t)).astype(np.int64) % n
+    if n < t:
+        return np.round(i * n / t).astype(np.int64) % n
+    return i * (n // t) + rng.integers(n // t, size=t)
 
 
 # What one file may ask for. The bounds are on work, not time, so that every machine refuses the same files.
@@ -107,10 +104,9 @@ def read_images(folder, num_samples, rng, short_side):
     for i in sorted(set(indices)):
         try:
             with Image.open(files[i]) as image:
-                size = size or reduced_size(image.height, image.width, short_side)
-                if image.getexif().get(0x112, 1) > 4 and not found:  # EXIF: on its side
-                    size = size[::-1]
+                reduced_size(image.height, image.width, short_side)  # raises, before decoding, if it is too large
                 image = ImageOps.exif_transpose(image)
+                size = size or reduced_size(image.height, image.width, short_side)  # of the first, upright
                 if image.mode.startswith("I"):  # 16 bits, which pillow would cut off at 255
                     image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
                 found[i] = np.array(image.convert("RGB").resize(size[::-1], Image.Resampling.BOX))
@@ -128,40 +124,43 @@ def decode_video(path, num_samples, rng, short_side):
     # "file:", or else a colon in the name would make a protocol of what is before it.
     with av.open(f"file:{path}", **IGNORE_METADATA) as container:
         stream = container.streams.best("video")
-        # Not the cover of a song, either
         if stream is None or stream.codec_context is None or stream.disposition & av.stream.Disposition.attached_pic:
-            raise UserError("it has no video stream of a known codec")
+            raise UserError("it has no video stream of a known codec")  # the cover of a song is none, either
         codec = stream.codec_context
         codec.thread_count = 1  # the workers are the parallel part
         codec.options = {"max_pixels": str(MAX_PIXELS)}
-        groups = read_groups(container, stream)
-        count = sum(not packet.is_discard for group in groups for packet in group)
+        packets, starts = read_packets(container, stream)
+        # The number of frames before each packet, and of all; packets that are only there to decode others give none
+        numbers = [0, *itertools.accumulate(not packet.is_discard for packet in packets)]
+        count = numbers[-1]
         height, width = reduced_size(codec.height, codec.width, short_side)  # before frames are turned upright
         reformatter = av.video.reformatter.VideoReformatter()  # one for the clip: it keeps its scaler
         while count:
             indices = sample_frames(count, num_samples, rng).tolist()
             found, pixels, number = {}, 0, -1
-            for number, frame in decode(codec, groups, indices):
-                pixels += frame.height * frame.width
-                if pixels > MAX_DECODED:
-                    raise UserError("it takes too long to decode; cut it into clips")
-                if number in indices:
-                    picture = reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA")
-                    found[number] = upright(picture.to_ndarray(), frame)
+            for start, end in itertools.pairwise([*starts, len(packets)]):
+                wanted = [i for i in indices if numbers[start] <= i < numbers[end]]
+                if not wanted:
+                    continue
+                for number, frame in zip(range(numbers[start], max(wanted) + 1), decode(codec, packets[start:end])):
+                    pixels += frame.height * frame.width
+                    if pixels > MAX_DECODED:
+                        raise UserError("it takes too long to decode; cut it into clips")
+                    if number in wanted:
+                        picture = reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA")
+                        found[number] = upright(picture.to_ndarray(), frame)
             if len(found) == len(set(indices)):
                 return [found[i] for i in indices]
-            # Decoding gave fewer frames than there are packets. Decode all as one group to know how many there are, and
-            # then apply the rule again to that number.
-            if len(groups) == 1:
+            # Fewer frames than packets: decode all as one group to count them, then apply the rule to that number
+            if starts == [0]:
                 count = number + 1
-            groups = [list(itertools.chain(*groups))]
+            starts = [0]
     raise UserError("no frame of it can be decoded")
 
 
-def read_groups(container, stream):
-    """The compressed packets of a video, in groups that can be decoded on their own: cut before each keyframe, unless a
-    packet behind the keyframe is shown before it. Packets are small and can be kept: to count them is the only way to
-    know the number of frames before decoding, since the header may lack it or lie."""
+def read_packets(container, stream):
+    """The compressed packets of a video, which are few bytes, and the indices of those where decoding can start: each
+    keyframe, unless a packet behind it is shown before it. The header may lack the number of frames, or lie."""
     packets, starts, earliest = [], [], math.inf
     with contextlib.suppress(av.error.InvalidDataError):  # at a damaged place: what came before may do
         for packet in container.demux(stream):
@@ -171,28 +170,17 @@ def read_groups(container, stream):
                 raise UserError(f"over {MAX_PACKETS:,} frames: cut it into clips")
     for i, packet in reversed([*enumerate(packets)]):
         if packet.pts is None:
-            return [packets]
+            return packets, [0]
         if i == 0 or (packet.is_keyframe and packet.pts < earliest):
-            starts.insert(0, i)
+            starts.append(i)
         earliest = min(earliest, packet.pts)
-    return [packets[start:end] for start, end in itertools.pairwise([*starts, None])]
+    return packets, starts[::-1]
 
 
-def decode(codec, groups, wanted):
-    """Yields (number, frame) of each group with a wanted frame, up to the last of these; damaged packets give none."""
-    end = 0
-    for group in groups:
-        # The first frames of a video may only be there to decode the others: they are discarded
-        first, end = end, end + sum(not packet.is_discard for packet in group)
-        inside = [i for i in wanted if first <= i < end]
-        if inside:
-            yield from zip(range(first, max(inside) + 1), decode_group(codec, group))
-
-
-def decode_group(codec, packets):
+def decode(codec, packets):
     codec.flush_buffers()
     for packet in [*packets, None]:  # None: the frames that the decoder still holds
-        with contextlib.suppress(av.error.InvalidDataError):
+        with contextlib.suppress(av.error.InvalidDataError):  # damaged packets give none
             yield from codec.decode(packet)
 
 
@@ -200,18 +188,15 @@ def upright(picture, frame):
     """Turns and mirrors a picture [h, w, 3] as the display matrix of its frame asks for, in steps of 90 degrees. The
     matrix (a, b, u, c, d, v, x, y, w) shows the pixel (x, y) at (a x + c y, b x + d y)."""
     matrix = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
-    if matrix is None:
-        return picture
-    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20]) if matrix is not None else (1, 0, 0, 0, 1)
     if abs(b) > abs(a):  # x and y change places
         picture, a, d = picture.transpose(1, 0, 2), c, b
     return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-# ---- Crops ----------------------------------------------------------------------------------------------------------
+# ---- Crops, colours and mixing; the last two on the device ----------------------------------------------------------
 
-# The short side of the video, where the input has 1: crops are cut from 256 pixels for an input of 224. The video is
-# not resized to it first: the same part is cut out of it as it is, with one interpolation.
+# The short side of the video, where the input has 1. Crops are cut from the video as it is, with one interpolation.
 SHORT_SIDE = 256 / 224
 CROP_SCALES = (1, 0.875, 0.75, 0.66)  # of the short side, for training
 
@@ -232,9 +217,8 @@ def three_crops(video, size):
 
 
 def random_crop(video, size, rng, flip=True):
-    """The training crop, uint8 [T, 3, h, w] -> [T, 3, S, S], the same for all frames. "Multi-scale crop": width and
-    height each from CROP_SCALES, at most one step apart in that list, in one of the four corners or the centre; then,
-    with `flip`, left and right are exchanged half of the time."""
+    """The training crop, uint8 [T, 3, h, w] -> [T, 3, S, S], the same in all frames: width and height from CROP_SCALES,
+    at most one step apart in that list, at a corner or the centre; with `flip` mirrored half of the time."""
     h, w = video.shape[-2:]
     pairs = [(a, b) for i, a in enumerate(CROP_SCALES) for j, b in enumerate(CROP_SCALES) if abs(i - j) <= 1]
     height, width = (round(min(h, w) * scale) for scale in pairs[rng.integers(len(pairs))])
@@ -242,8 +226,6 @@ def random_crop(video, size, rng, flip=True):
     video = resized_crop(video, int((h - height) * down), int((w - width) * right), height, width, [size, size])
     return horizontal_flip(video) if flip and rng.uniform() < 0.5 else video
 
-
-# ---- Colours and mixing, on the device ------------------------------------------------------------------------------
 
 COLOR = v2.Compose([v2.RandomApply([v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
                     v2.RandomGrayscale(p=0.2)])
@@ -268,24 +250,22 @@ def mix(video, target, seed, step, first=0):
         CutMix  x[box] = x[partner][box]            the same, λ = 1 - area of the box          Beta(1, 1)
 
     Float video [B, T, 3, S, S] and target [B, C], the probabilities of the classes, to the same shapes; B is a multiple
-    of GROUP. Group number g of the optimizer step is drawn by (seed, step, g); the first one here is number `first`.
-    """
-    videos, targets = [], []
-    for g, (x, y) in enumerate(zip(video.split(GROUP), target.split(GROUP)), first):
+    of GROUP. Group number g of the optimizer step is drawn by (seed, step, g); the first here is number `first`."""
+    video, target = video.clone(), target.clone()
+    for g, (x, y) in enumerate(zip(video.split(GROUP), target.split(GROUP)), first):  # views, changed in place
         rng = np.random.default_rng([seed, step, g, 2])  # 2: not the numbers of crops (none) or colours (1)
         partner, side = rng.permutation(GROUP).tolist(), x.shape[-1]
         if rng.uniform() < 0.5:
             share = rng.beta(0.8, 0.8)
-            x = x[partner].lerp_(x, share)
+            x[:] = x[partner].lerp_(x, share)
         else:
             half, center = math.sqrt(1 - rng.beta(1, 1)) / 2, rng.uniform(size=2)
             top, left = ((center - half).clip(0, 1) * side).astype(int).tolist()
             bottom, right = ((center + half).clip(0, 1) * side).astype(int).tolist()
-            x, share = x.clone(), 1 - (bottom - top) * (right - left) / side ** 2
             x[..., top:bottom, left:right] = x[partner][..., top:bottom, left:right]
-        videos.append(x)
-        targets.append(share * y + (1 - share) * y[partner])
-    return torch.cat(videos), torch.cat(targets)
+            share = 1 - (bottom - top) * (right - left) / side ** 2
+        y[:] = share * y + (1 - share) * y[partner]
+    return video, target
 
 
 # ---- Videos and lists on disk ---------------------------------------------------------------------------------------
@@ -313,13 +293,11 @@ def walk(folder):
     something else, or a folder of frames: one with images, and no other video in it or below."""
     videos, images, others = [], [], []
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = [entry for entry in os.scandir(folder) if not JUNK.match(entry.name)]
     except PermissionError:
         return [], [folder]
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: entry.name):
         path, ending = Path(entry), Path(entry).suffix.lower()
-        if JUNK.match(entry.name):
-            continue
         if not entry.is_dir():
             (images if ending in IMAGE_FILES else others if ending in OTHER_FILES else videos).append(path)
         elif not entry.is_symlink() or path.resolve() not in map(Path.resolve, path.parents):  # no way back up
@@ -330,9 +308,7 @@ def walk(folder):
 
 def find_videos(path):
     """The videos below a folder (see `walk`), or a path that is a file. Raises UserError if there is none."""
-    if path.is_file():
-        return [path]
-    videos, others = walk(path)
+    videos, others = ([path], []) if path.is_file() else walk(path)
     if others:
         say(f"{path}: passed over {len(others)} files that are no videos, such as {others[0].relative_to(path)}")
     if not videos:
@@ -372,26 +348,24 @@ def read_text(path):
 
 
 def read_lines(path, pattern, form):
-    """The lines of a text file: for each its place, for messages, and the groups of a regular expression. Blank lines,
-    comments and headings are left out; any other raises UserError, which says what is expected, the `form`."""
+    """Yields the file and line, and the groups of `pattern`, of all lines but comments. Raises UserError for others."""
     for number, line in enumerate(map(str.strip, read_text(path).splitlines()), 1):
         match, where = re.fullmatch(pattern, line), f"{path}, line {number}: {line[:100]!r}"
         if match:
             yield where, match.groups()
-        elif line and not re.match("# |.*(path|file|video).*label", line, re.IGNORECASE):
+        elif line and not re.match("# |.*(path|file|video).*label" if number == 1 else "# ", line, re.IGNORECASE):
             raise UserError(f"{where}: expected {form}")
 
 
 def read_csv(path, **columns):
-    """Some columns of a CSV with headings, each with the function that converts it: for each row its place, for
-    messages, and the values. Raises UserError, which says what is expected, for any other text."""
+    """Yields the file and line of each row of a CSV, and its values by heading and type. Raises UserError."""
     rows = csv.DictReader(read_text(path).splitlines(), skipinitialspace=True, strict=True)
     try:
         for row in rows:
             yield f"{path}, line {rows.line_num}", [convert(row[name].strip()) for name, convert in columns.items()]
-    except (KeyError, AttributeError, ValueError, OverflowError, csv.Error) as error:  # AttributeError: too short a row
-        message = f"expected a CSV with the headings {','.join(columns)}"
-        raise UserError(f"{path}, line {rows.line_num}: {message}") from error
+    except (KeyError, AttributeError, ValueError, csv.Error) as error:  # AttributeError: a row is too short
+        form = f"a CSV with the headings {','.join(columns)}"
+        raise UserError(f"{path}, line {rows.line_num}: expected {form}") from error
 
 
 def read_names(path):
@@ -411,7 +385,6 @@ def read_names(path):
 # Each reader returns rows of (name of the video below `root`, label) and the class names, the same for both halves. Its
 # docstring says what belongs in `root`, to those who lack it.
 
-
 def words(name):
     """A class name in camel case, with underscores or hyphens, as CLIP reads it best: "FlipAnEgg" -> "flip an egg"."""
     return re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[_-]+", " ", unicodedata.normalize("NFC", name)).lower()
@@ -421,8 +394,7 @@ def ucf101(root, split, train):
     """UCF101 (Soomro et al., 2012): UCF-101/<Class>/*.avi and ucfTrainTestlist/*.txt. To fetch them (6.5 GB):
     mkdir -p {root} && cd {root}
     curl -LO https://www.crcv.ucf.edu/data/UCF101/UCF101.rar && unrar x UCF101.rar
-    curl -LO https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip && unzip UCF101Tr*.zip
-    """
+    curl -LO https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip && unzip UCF101Tr*.zip"""
     lists, rows = root / "ucfTrainTestlist", []
     names = [name for _, (name,) in read_lines(lists / "classInd.txt", r"[0-9]+\s+(\S+)", "'number Class'")]
     label = {name.lower(): i for i, name in enumerate(names)}
@@ -436,12 +408,11 @@ def ucf101(root, split, train):
 
 def hmdb51(root, split, train):
     """HMDB51 (Kuehne et al., 2011): <class>/*.avi and testTrainMulti_7030_splits/<class>_test_split<1|2|3>.txt."""
-    lists, end, rows = root / "testTrainMulti_7030_splits", f"_test_split{split}.txt", []
+    lists, end = root / "testTrainMulti_7030_splits", f"_test_split{split}.txt"
     names = sorted(name.removesuffix(end) for name in os.listdir(lists) if name.endswith(end) and not JUNK.match(name))
-    for label, name in enumerate(names):
-        for _, (clip, half) in read_lines(lists / f"{name}{end}", r"(.+?)\s+([012])", "'clip.avi' and 0, 1 or 2"):
-            if half == ("1" if train else "2"):
-                rows.append((f"{name}/{clip}", label))
+    rows = [(f"{name}/{clip}", label) for label, name in enumerate(names)
+            for _, (clip, half) in read_lines(lists / f"{name}{end}", r"(.+?)\s+([012])", "'clip.avi' and 0, 1 or 2")
+            if half == ("1" if train else "2")]
     return rows, [words(name) for name in names]
 
 
@@ -454,8 +425,8 @@ def kinetics(root, split, train):
     names = sorted({name for rows in halves.values() for name, *_ in rows})  # those of both halves
     label, rows = {name: i for i, name in enumerate(names)}, []
     for name, video, start, end in halves[train]:
-        start, end = int(start), int(end)
-        ways = f"{video}_{start:06}_{end:06}", f"{video}_{start}_{end}", video
+        start, end = start // 1, end // 1  # whole seconds
+        ways = f"{video}_{start:06.0f}_{end:06.0f}", f"{video}_{start:.0f}_{end:.0f}", video
         clip = next((way for way in ways if match_key(way) in index_videos(root)), ways[0])
         rows.append((f"{'train' if train else 'val'}/{clip}", label[name]))
     return rows, names
@@ -463,15 +434,14 @@ def kinetics(root, split, train):
 
 def ssv2(root, split, train):
     """Something-Something v2: labels.json, train.json, validation.json and 20bn-something-something-v2/*.webm."""
-    path, rows = root / "labels.json", []
+    path = root / "labels.json"
     try:
         number = {name: int(i) for name, i in json.loads(read_text(path)).items()}
         names = sorted(number, key=number.get)
         label = {name: i for i, name in enumerate(names)}
         path = root / f"{'train' if train else 'validation'}.json"
-        for row in json.loads(read_text(path)):
-            name = re.sub(r"[\[\]]", "", row["template"])  # "Holding [something]" is the class "holding something"
-            rows.append((f"20bn-something-something-v2/{row['id']}.webm", label[name]))
+        rows = [(f"20bn-something-something-v2/{row['id']}.webm", label[re.sub(r"[\[\]]", "", row["template"])])
+                for row in json.loads(read_text(path))]  # "Holding [something]" is the class "holding something"
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: expected {{name: number}} or rows of id and template; {error!r}") from error
     return rows, [name.lower() for name in names]
@@ -518,15 +488,14 @@ def read_dataset(name, root, split=1, train=False):
             toy.draw.draw(root)  # if it is not there yet
         return reader(root, split, train)
     except (FileNotFoundError, NotADirectoryError) as error:
-        missing, how = Path(error.filename).relative_to(root), "" if name == "toy" else inspect.getdoc(reader) or ""
+        missing, how = Path(error.filename).relative_to(root), "" if name == "toy" else reader.__doc__ or ""
         raise UserError(f"{what} is not in {root}: {missing} is missing. {how.replace('{root}', str(root))}") from error
 
 
 def base_classes(rows, num_classes):
-    """The labels of the base classes, by the rows of the training set: of all classes, sorted by their number of
-    videos and then by label, the last half, rounded up, as in the lists of the original code."""
+    """The labels of the base classes: of all, sorted by number of training rows and then label, the last half."""
     counts = np.bincount([label for _, label in rows], minlength=num_classes)
-    return sorted(counts.argsort(kind="stable")[num_classes // 2 :].tolist())
+    return sorted(counts.argsort(kind="stable")[num_classes // 2 :].tolist())  # rounded up, as in the original lists
 
 
 def draw_shots(samples, shots, seed):
@@ -546,14 +515,10 @@ def load_samples(args, train):
     for file in filter(None, (path, args.labels)):
         if not os.path.isfile(file):
             raise UserError(f"{file}: there is no such file")
-    if path:
-        rows, names = read_list(path, args.labels)
-    else:
-        rows, names = read_dataset(args.data, root, args.split, train)
-        given = list(read_names(args.labels).values()) if args.labels else names
-        if len(given) != len(names):
-            raise UserError(f"--labels {args.labels} has {len(given)} names, and {args.data} {len(names)} classes")
-        names = given
+    rows, classes = read_list(path, args.labels) if path else read_dataset(args.data, root, args.split, train)
+    names = list(read_names(args.labels).values()) if args.labels else classes
+    if len(names) != len(classes):
+        raise UserError(f"--labels {args.labels} has {len(names)} names, and {args.data} {len(classes)} classes")
     same = Counter(" ".join(name.lower().split()) for name in names)  # as the tokenizer sees them
     if len(same) < len(names):
         raise UserError(f"two classes have the same name, {same.most_common(1)[0][0]!r}: no model can tell them apart")
@@ -577,46 +542,42 @@ def load_samples(args, train):
 
 # ---- Loading --------------------------------------------------------------------------------------------------------
 
-class VideoDataset(torch.utils.data.Dataset):
+class VideoDataset(Dataset):
     """Clips by (epoch, index): a video uint8 [T, 3, S, S], its label, its index and the errors, "" if there were none.
 
     In training frames and crop are random, unless `augment` is "none", and a video that cannot be read is replaced by
     the next of the list. In evaluation it is all zeros; the errors name all that could not be read, a line each. With
     `views` = (V, K) an evaluated video is [V * K, T, 3, S, S]: V clips, whose frames are between each other's, and K =
-    1 (centre) or 3 crops of each."""
+    1 (centre) or 3 crops of each. Clips are not flipped if one of the `classes` tells left from right."""
 
-    def __init__(self, samples, num_frames, image_size, train, seed=0, flip=True, augment="crop", views=(1, 1)):
+    def __init__(self, samples, num_frames, image_size, train, seed=0, classes=(), augment="crop", views=(1, 1)):
         self.paths, self.labels = [str(path) for path, _ in samples], [label for _, label in samples]
         self.num_frames, self.image_size, self.train = num_frames, image_size, train
-        self.seed, self.flip, self.augment, self.views = seed, flip, augment, views
+        self.seed, self.augment, self.views = seed, augment, views
+        self.flip = not any(re.search(r"\b(left|right)\b", name) for name in classes)  # Something-Something has some
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, key):
-        (epoch, first), errors = key, []
+        (epoch, first), (clips, crops), errors = key, self.views, []
+        video = torch.zeros(clips * self.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
         for attempt in range(100 if self.train else 1):
             index = (first + attempt) % len(self)
+            rng = np.random.default_rng([self.seed, epoch, index]) if self.train and self.augment != "none" else None
             try:
-                return self.read_clip(epoch, index), self.labels[index], index, "\n".join(errors)
+                video = read_video(self.paths[index], len(video), rng, round(self.image_size * SHORT_SIDE))
+                break
             except UserError as error:
                 errors.append(str(error))
-        views = () if self.train else (math.prod(self.views),)
-        blank = torch.zeros(*views, self.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
-        return blank, self.labels[index], index, "\n".join(errors)
-
-    def read_clip(self, epoch, index):
-        """The video alone. Raises UserError if it cannot be read."""
-        rng = np.random.default_rng([self.seed, epoch, index]) if self.train and self.augment != "none" else None
-        clips, crops = self.views
-        video = read_video(self.paths[index], clips * self.num_frames, rng, round(self.image_size * SHORT_SIDE))
         if rng:
-            return random_crop(video, self.image_size, rng, self.flip)
-        # The frames are the middles of V * T segments. Clip v takes the segments v, v + V, v + 2V and so on, which puts
-        # it at the offset (v + 1/2) / V inside each of T segments.
-        video = center_crop(video, self.image_size)[None] if crops == 1 else three_crops(video, self.image_size)
-        video = video.unflatten(1, (self.num_frames, clips)).transpose(1, 2).flatten(0, 1)  # [K * V, T, 3, S, S]
-        return video[0] if self.train else video
+            video = random_crop(video, self.image_size, rng, self.flip)
+        else:
+            # The frames are the middles of V * T segments. Clip v takes the segments v, v + V, v + 2 V and so on.
+            video = center_crop(video, self.image_size)[None] if crops == 1 else three_crops(video, self.image_size)
+            video = video.unflatten(1, (self.num_frames, clips)).transpose(1, 2).flatten(0, 1)  # [K * V, T, 3, S, S]
+            video = video[0] if self.train else video
+        return video, self.labels[index], index, "\n".join(errors)
 
 
 def training_batches(length, batch_size, epochs, seed, rank=0, world=1, micro_batch=None):
@@ -629,11 +590,6 @@ def training_batches(length, batch_size, epochs, seed, rank=0, world=1, micro_ba
             yield [(epoch, index) for index in indices]
 
 
-def evaluation_batches(length, batch_size, rank=0, world=1):
-    """The test order: lists of (0, index) with every index once, in one of the `world` processes."""
-    return BatchSampler([(0, index) for index in range(rank, length, world)], batch_size, drop_last=False)
-
-
 def make_loader(clips, batches, workers):
     """A DataLoader of (video uint8 [B, T, 3, S, S], label [B], index [B], errors: B strings)."""
     return DataLoader(clips, batch_sampler=batches, num_workers=workers, pin_memory=torch.cuda.is_available(),
@@ -642,18 +598,12 @@ def make_loader(clips, batches, workers):
 
 # ---- Command line, and a look at a data set -------------------------------------------------------------------------
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows the default of every flag that has one."""
-
-    def _get_help_string(self, action):
-        return action.help + ("" if action.default in (None, False, argparse.SUPPRESS) else " (default: %(default)s)")
-
-
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose help begins with the docstring of the script and whose errors are one line."""
 
     def __init__(self, doc, usage="python %(prog)s [flags]", **options):
-        super().__init__(usage=usage, description=doc, allow_abbrev=False, formatter_class=HelpFormatter, **options)
+        super().__init__(usage=usage, description=doc, allow_abbrev=False, **options,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -665,7 +615,6 @@ def at_least(minimum, kind=int, maximum=math.inf):
         if not minimum <= kind(text) <= maximum or math.isinf(kind(text)):  # NaN is in no range
             raise argparse.ArgumentTypeError(f"{text} is not in the range from {minimum} to {maximum}")
         return kind(text)
-
     return number
 
 
@@ -681,21 +630,21 @@ def add_arguments(parser, name="--data", training=False):
     add = parser.add_argument_group("data").add_argument
     several = {} if training else dict(nargs="+")
     add(name, nargs=None if name.startswith("-") else "?", type=name_or_folder, metavar="DATA",
-        help=f"{', '.join(DATASETS)}, or a folder of your own, train/<class>/* and val/<class>/*")
+        help=f"{', '.join(DATASETS)}, or a folder of train/<class>/*, val/<class>/*; by default toy")
     add("--root", type=os.path.abspath, metavar="FOLDER", help="where DATA is, by default datasets/DATA")
-    add("--split", type=int, choices=(1, 2, 3), default=1 if training else [1], help="official split", **several)
+    add("--split", type=int, choices=(1, 2, 3), default=1 if training else [1], help="split, 1 by default", **several)
     add("--classes", choices=("all", "base", "novel"), default="all" if training else ["all"], **several,
-        help="base: the half with the most training videos; novel: the others")
+        help="base: the half with the most training videos; novel: the others (default: %(default)s)")
     add("--val-list", type=os.path.abspath, metavar="FILE", help="lines 'path label', in place of a split", **several)
     add("--labels", type=os.path.abspath if training else str, metavar="FILE", **several,
         help="names of the classes, a CSV of id,name: for lists, or in place of those of DATA")
-    add("--frames", type=at_least(1), metavar="N", help="frames sampled from a video")
+    add("--frames", type=at_least(1), metavar="N", help="frames sampled from a video (default: %(default)s)")
     if training:
         add("--train-list", type=os.path.abspath, metavar="FILE", help="as --val-list, for training")
         add("--shots", type=at_least(1), metavar="N", help="use at most N training videos of each class")
         add("--augment", choices=("none", "crop", "color", "mix"), metavar="HOW",
-            help="none; crop: random frames, crop, flip; color: also colours; mix: also mixup or CutMix")
-        add("--seed", type=at_least(0), metavar="N", default=1024, help="random seed")
+            help="crop: random frames, crop, flip; color: also colours; mix: also mixup, CutMix (default: %(default)s)")
+        add("--seed", type=at_least(0), metavar="N", default=1024, help="random seed (default: %(default)s)")
 
 
 def check_lists(parser, args):
@@ -703,11 +652,6 @@ def check_lists(parser, args):
     lists = args.val_list, getattr(args, "train_list", args.val_list)  # evaluate.py has the first alone
     if any(lists) and not (all(lists) and args.labels and args.classes in ("all", ["all"])):
         parser.error("lists need --val-list, --labels and, in training, --train-list, and no --classes")
-
-
-def tell_left_from_right(names):
-    """Whether a class name says left or right, as in Something-Something v2: then training videos are not flipped."""
-    return any(re.search(r"\b(left|right)\b", name) for name in names)
 
 
 def rank():
@@ -727,7 +671,10 @@ def run(main, *errors):
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # names of files need not be valid text
     try:
-        return main()
+        main()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        return
     except (UserError, *errors) as error:
         message = str(error)
     except OSError as error:
@@ -752,8 +699,7 @@ def picture_grid(rows, tile=128):
     for y, (title, frames) in enumerate(rows):
         draw.text((8, y * step + tile // 2), textwrap.fill(title, 24), "black", font, anchor="lm")
         for x, frame in enumerate(frames):
-            picture = Image.fromarray(frame.permute(1, 2, 0).numpy())
-            sheet.paste(picture.resize((tile, tile)), (left + x * step, y * step))
+            sheet.paste(to_pil_image(frame).resize((tile, tile)), (left + x * step, y * step))
     return sheet
 
 
@@ -781,7 +727,7 @@ def main():
 
     samples, names = halves["training"]
     size, rows = 64 if args.data == "toy" else 224, []
-    clips = VideoDataset(samples, args.frames, size, True, args.seed, not tell_left_from_right(names), args.augment)
+    clips = VideoDataset(samples, args.frames, size, True, args.seed, names, args.augment)
     for index in np.linspace(0, len(clips) - 1, min(len(clips), 10)).astype(int).tolist():  # spread over the classes
         video, label, index, _ = clips[0, index]
         if args.augment in ("color", "mix"):

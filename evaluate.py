@@ -2,9 +2,8 @@
 
     prediction = argmax over c of cos(encode_video(video), encode_text(template with the name of class c))
 
-A class is nothing but its name, so any model can be asked about any classes: plain CLIP, zero-shot, about videos that
-nobody trained it for, and a fine-tuned one about classes that it has never seen. Every video is counted exactly once,
-whatever the batch size and the number of processes; one that cannot be read counts as wrong.
+A class is nothing but its name, so any model can be asked about any classes: plain CLIP zero-shot, and a fine-tuned
+one about classes that it has never seen. Every video counts exactly once, in batches of any size on any number of GPUs.
 
     python evaluate.py --zero-shot                        plain CLIP on the toy
     python evaluate.py --weights runs/toy/best.pt         a fine-tuned model, as it was trained
@@ -37,15 +36,15 @@ def add_arguments(parser, training=False):
     data.add_arguments(parser, training=training)
     parser.epilog = "Defaults depend on --data, --model and --weights: give these before --help to see theirs."
     add = parser.add_argument_group("model").add_argument
-    add("--model", choices=clip.MODELS, metavar="NAME", help=f"plain CLIP: {', '.join(clip.MODELS)}")
-    add("--weights", metavar="FILE", help="file of weights to use in its place, of any CLIP with a ViT")
+    add("--model", choices=clip.MODELS, metavar="NAME", help=f"{', '.join(clip.MODELS)} (default: %(default)s)")
+    add("--weights", metavar="FILE", help="use this file of weights, of any CLIP with a ViT, in its place")
     add("--template", metavar="TEXT", help="sentence around a class name, which {} stands for")
     add("--resolution", type=data.at_least(1), metavar="N", help="pixels a side, if not the model's")
     add = parser.add_argument_group("machine").add_argument
-    cores = getattr(os, "process_cpu_count", os.cpu_count)()
+    cores = min(getattr(os, "process_cpu_count", os.cpu_count)(), 8)
     add("--gpus", type=data.at_least(0), metavar="N", help="0 is the CPU; by default 1 if there is one")
-    add("--workers", type=data.at_least(0), metavar="N", default=min(cores, 8), help="processes that decode, per GPU")
-    add("--batch-size", type=data.at_least(1), metavar="N", help="videos in a batch, over all GPUs")
+    add("--workers", type=data.at_least(0), metavar="N", default=cores, help="processes per GPU (default: %(default)s)")
+    add("--batch-size", type=data.at_least(1), metavar="N", help="videos in a batch of all GPUs (default: %(default)s)")
     add("--amp", choices=("bf16", "fp16", "off"), help="mixed precision; by default on where the GPU has it")
 
 
@@ -98,12 +97,6 @@ def start(args):
     return device
 
 
-def finish():
-    """Leaves the other processes, if there are any."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def gather(rows):
     """The lists of all processes, joined."""
     if not dist.is_initialized():
@@ -133,7 +126,8 @@ def make_loader(args, image_size, samples, batch_size=None):
     views = getattr(args, "views", (1, 1))
     batch_size = batch_size or math.ceil(args.batch_size / args.world / math.prod(views))  # views are videos, too
     clips = data.VideoDataset(samples, args.frames, image_size, train=False, views=views)
-    batches = data.evaluation_batches(len(samples), batch_size, rank(), args.world)
+    share = [(0, index) for index in range(rank(), len(samples), args.world)]  # in all processes each index once
+    batches = torch.utils.data.BatchSampler(share, batch_size, drop_last=False)
     return data.make_loader(clips, batches, args.workers)
 
 
@@ -180,9 +174,9 @@ def accuracy(scores, labels, errors, classes=None):
 
 
 def evaluate(model, loader, tokens):
-    """How well a CLIP tells the videos of a `make_loader` apart by the tokens [C, L] of their class names: a dict of
+    """Accuracy of a CLIP on the videos of a `make_loader`, given the tokens [C, L] of their class names: a dict of
     `top1` and `top5`, percent; `count`, the number of videos; and `unreadable`, a list of "path: reason" of those that
-    could not be read, counted as wrong. Of several processes each gets the figures of the whole."""
+    could not be read and count as wrong. Each of several processes gets the figures of all."""
     scores, labels, errors = predict([model], loader, [tokens])
     return accuracy(scores[:, 0], labels, errors)
 
@@ -199,8 +193,7 @@ def classify(model, video, labels):
 
 @torch.no_grad()
 def blend(plain, tuned, share):
-    """A model with the weights (1 - share) * plain + share * tuned (WiSE-FT, arXiv 2109.01903; for videos Open-VCLIP,
-    2302.00624). Raises UserError if they are not models of the same kind."""
+    """A model of the weights (1 - share) * plain + share * tuned (WiSE-FT, 2109.01903; Open-VCLIP, 2302.00624)."""
     blended, weights = copy.deepcopy(tuned), plain.state_dict()
     for name, parameter in blended.named_parameters():
         if name not in weights or weights[name].shape != parameter.shape:
@@ -211,22 +204,17 @@ def blend(plain, tuned, share):
 
 # ---- Pictures -------------------------------------------------------------------------------------------------------
 
-def to_plane(embeddings):
-    """Embeddings [n, D] to points [n, 2], the first two principal components of their directions."""
-    points = torch.nn.functional.normalize(embeddings, dim=-1)
-    points = points - points.mean(dim=0)
-    return points @ torch.linalg.eigh(points.T @ points).eigenvectors[:, [-1, -2]]  # of the largest variance
-
-
 def draw_embeddings(embeddings, labels, classes, path):
-    """Draws embeddings {name of the model: [n, D]} in the plane, coloured by class; of over 70 classes the first."""
+    """Draws two principal components of embeddings {model: [n, D]}, coloured by class, of at most 70 classes."""
     from matplotlib.figure import Figure
 
     kept, names = (labels >= 0) & (labels < 70), classes[:70]  # as many as there are pairs of a colour and a marker
     columns = math.ceil(len(names) / 26)
     picture = Figure(figsize=(5 * len(embeddings) + 2 * columns, 5), layout="constrained")
     for axes, (model, videos) in zip(picture.subplots(1, len(embeddings), squeeze=False)[0], embeddings.items()):
-        points = to_plane(videos[kept])
+        points = torch.nn.functional.normalize(videos[kept], dim=-1)
+        points = points - points.mean(dim=0)
+        points = points @ torch.linalg.eigh(points.T @ points).eigenvectors[:, [-1, -2]]  # of the largest variance
         for i, name in enumerate(names):
             axes.scatter(*points[labels[kept] == i].T, s=22, color=f"C{i % 10}", marker="os^DvPX"[i % 7], label=name)
         axes.set(xticks=[], yticks=[], xlabel=f"principal component 1\n{model}", ylabel="principal component 2")
@@ -237,18 +225,14 @@ def draw_embeddings(embeddings, labels, classes, path):
 
 @torch.inference_mode()
 def attention(model, images):
-    """Where the class token of each image [N, 3, S, S] looks among the g x g patches in the last layer, the mean of its
-    heads, 1 at most: float [N, g, g]."""
-    stored = []
-
-    def store(module, inputs):
-        q, k, _ = module.project(inputs[0])  # [N, heads, L, 64]
-        stored.append((q[:, :, 0:1] @ k.mT / 64 ** 0.5).softmax(dim=-1).mean(dim=1))  # [N, 1, L]
-
-    with model.visual.transformer.resblocks[-1].attn.register_forward_pre_hook(store):
+    """The attention of the class token of images [N, 3, S, S] to their g x g patches in the last layer: [N, g, g]."""
+    block, stored = model.visual.transformer.resblocks[-1], []
+    with block.ln_1.register_forward_hook(lambda module, inputs, output: stored.append(output)):
         model.encode_image(images)
+    q, k, _ = block.attn.project(stored[0])  # [N, heads, L, 64]
+    weights = (q[:, :, 0:1] @ k.mT / 64 ** 0.5).softmax(dim=-1).mean(dim=1)  # [N, 1, L]
     grid = images.shape[-1] // model.visual.conv1.stride[0]
-    patches = stored[0][:, 0, 1 : 1 + grid ** 2].unflatten(-1, (grid, grid))
+    patches = weights[:, 0, 1 : 1 + grid ** 2].unflatten(-1, (grid, grid))
     return (patches / patches.amax(dim=(-1, -2), keepdim=True)).float().cpu()
 
 
@@ -270,12 +254,11 @@ def parse_args():
     """The arguments, complete and consistent, and the content of --weights; ends wrong calls with exit status 2."""
     parser = data.Parser(__doc__)
     add_arguments(parser)
-    add = parser.add_argument_group("evaluation").add_argument
+    add = parser.add_argument_group("evaluation, and a look at the model").add_argument
     add("--zero-shot", action="store_true", help="plain CLIP, as without --weights")
-    add("--views", default="1x1", metavar="VxK", help="V clips of a video, K crops of each")
+    add("--views", default="1x1", metavar="VxK", help="V clips of a video, K crops (default: %(default)s)")
     add("--blend", type=data.at_least(0, float, 1), nargs="+", metavar="SHARE",
         help="mix the weights of --model, 0, with --weights, 1")
-    add = parser.add_argument_group("a look at the model").add_argument
     add("--video", nargs="+", type=Path, metavar="PATH",
         help="label your own videos, or folders of them: by --labels, names or a file, or the classes of --weights")
     add("--attention", action="store_true", help="draw where the class token looks, attention*.png")
@@ -338,8 +321,7 @@ def read_labels(labels):
 
 
 def label_videos(args, paths, model, classes):
-    """Prints which of the classes each video shows, of a single one the five best, and saves a table of several as
-    predictions.csv. Returns the paths of those that could be read."""
+    """Prints the class of each video, of a single one the five best; writes predictions.csv. Returns those read."""
     loader = make_loader(args, model.image_size, [(path, 0) for path in paths])
     scores, _, errors = predict([model], loader, [class_tokens(model, classes)])
     table, shown = [], 5 if len(paths) == 1 else 1
@@ -363,30 +345,37 @@ def label_videos(args, paths, model, classes):
     return [path for path, error in zip(paths, errors) if not error]
 
 
-def measure(args, models, known_classes):
-    """Accuracy of all models on all splits or lists and classes that are asked for, a list of dicts, and the paths of
-    the videos that could be read. `known_classes`, of a checkpoint, are told apart where there are none in train/."""
-    runs, paths, splits = [], [], args.val_list or args.split
-    for i, split in enumerate(splits):
-        for classes in args.classes:
+def load_parts(args, known_classes):
+    """The videos of all splits or lists and kinds of classes that are asked for: tuples (split, kind, samples, names).
+    Own videos without train/ are told apart by the `known_classes` of a checkpoint, if theirs are among them."""
+    parts = []
+    for i, split in enumerate(args.val_list or args.split):
+        for kind in args.classes:
             part = copy.copy(args)
             part.split, part.val_list = (1, split) if args.val_list else (split, None)
-            part.classes, part.labels = classes, args.labels and args.labels[i % len(args.labels)]
+            part.classes, part.labels = kind, args.labels and args.labels[i % len(args.labels)]
             samples, names = data.load_samples(part, train=False)
             own = args.data not in (None, *data.DATASETS)
             if own and set(names) < set(known_classes) and not Path(args.root or args.data, "train").is_dir():
                 samples = [(path, known_classes.index(names[label])) for path, label in samples]
                 names = known_classes
-            loader = make_loader(args, next(iter(models.values())).image_size, samples)
-            tokens = [class_tokens(model, names) for model in models.values()]
-            scores, labels, errors = predict(list(models.values()), loader, tokens)
-            paths += [path for (path, _), error in zip(samples, errors) if not error]
-            for name, score in zip(models, scores.unbind(dim=1)):
-                results = accuracy(score, labels, errors, names)
-                runs.append({"model": name, "split": split, "classes": classes, **results})
-            if args.embeddings:
-                name = "embeddings" + f"-{classes}" * (len(args.classes) > 1) + f"-{i + 1}" * (len(splits) > 1)
-                save_embeddings(models, loader, tokens, names, (args.out or Path()) / name)
+            parts.append((split, kind, samples, names))
+    return parts
+
+
+def measure(args, models, parts):
+    """Accuracy of all models on the `parts` of `load_parts`, a list of dicts, and the paths of the videos read."""
+    runs, paths = [], []
+    for number, (split, kind, samples, names) in enumerate(parts, 1):
+        loader = make_loader(args, next(iter(models.values())).image_size, samples)
+        tokens = [class_tokens(model, names) for model in models.values()]
+        scores, labels, errors = predict(list(models.values()), loader, tokens)
+        paths += [path for (path, _), error in zip(samples, errors) if not error]
+        for name, score in zip(models, scores.unbind(dim=1)):
+            runs.append({"model": name, "split": split, "classes": kind, **accuracy(score, labels, errors, names)})
+        if args.embeddings:
+            path = (args.out or Path()) / (f"embeddings-{number}" if len(parts) > 1 else "embeddings")
+            save_embeddings(models, loader, tokens, names, path)
     return runs, paths
 
 
@@ -435,11 +424,11 @@ def report(args, runs):
 
 
 def main():
-    """Accuracy or labels of own videos, and the pictures that are asked for."""
     args, content = parse_args()
     device, out = start(args), args.out or Path()
     out.mkdir(parents=True, exist_ok=True)
     paths = [video for path in args.video or () for video in data.find_videos(path)]
+    parts = [] if args.video else load_parts(args, content.get("classes", []))  # before weights are downloaded
     models = load_models(args, device)
     model = list(models.values())[-1]
     what = " ".join(args.val_list or [f"{args.data}, split", *map(str, args.split)])
@@ -450,7 +439,7 @@ def main():
         if args.video:
             paths = label_videos(args, paths, model, read_labels(args.labels) if args.labels else content["classes"])
         else:
-            runs, paths = measure(args, models, content.get("classes", []))
+            runs, paths = measure(args, models, parts)
             report(args, runs)
             paths = paths[:: max(1, len(paths) // 3)][:3]  # for pictures of attention
     if rank() == 0 and args.attention:
@@ -458,7 +447,6 @@ def main():
             video = data.read_video(path, args.frames, short_side=round(model.image_size * data.SHORT_SIDE))
             name = f"attention-{number}-{path.stem}.png" if len(paths) > 1 else "attention.png"
             draw_attention(models, data.center_crop(video, model.image_size), out / name)
-    finish()
 
 
 if __name__ == "__main__":

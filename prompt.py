@@ -27,16 +27,14 @@ from data import UserError
 
 # The paper's few-shot row
 PAPER = dict(frames=32, batch_size=64, epochs=50, warmup_epochs=5, lr=8e-3, augment="mix", ctx=[10, 10], depth=[12, 12])
-# The tiny model sees a frame as 17 tokens, not 197: one prompt has the same share. It reads letters, and nine text
-# prompts are "a photo of a", so that in the first layer they start as what the bridge is used to.
+# The tiny model sees a frame as 17 tokens, not 197. It reads letters: nine text prompts can be "a photo of a".
 TINY = dict(frames=8, batch_size=8, epochs=20, warmup_epochs=2, lr=8e-3, augment="crop", ctx=[1, 9], depth=[3, 3],
             shots=2)
 
 
 def make_prompts(model, ctx, depth, seed):
-    """New prompts for both encoders, tensors [depth, n_ctx, width] or None where n_ctx is 0; ctx and depth are
-    (vision, text). Normal with std 0.02. If there are no more text prompts than "a photo of a" has tokens (four with
-    OpenAI's vocabulary), those of the first layer start as its words."""
+    """New prompts for both encoders, tensors [depth, n_ctx, width] or None for n_ctx 0; ctx and depth are (vision,
+    text). Normal, std 0.02; text prompts as few as the tokens of "a photo of a" start as these in the first layer."""
     generator = torch.Generator().manual_seed(seed)
     words = model.token_embedding(model.tokenizer(["a photo of a"]).to(model.logit_scale.device))[0, 1:-1].detach()
     prompts = []
@@ -65,12 +63,11 @@ def prepare(model, args, new):
 
 
 def main():
-    """Prompt learning, new or resumed."""
     parser = train.make_parser(__doc__)
     parser.set_defaults(tune="prompts", template="{}.")
     add = parser.add_argument_group("prompts").add_argument
-    add("--ctx", type=data.at_least(0), nargs=2, metavar=("VISION", "TEXT"), help="tokens in each encoder, 0 for none")
-    add("--depth", type=data.at_least(1), nargs=2, metavar=("VISION", "TEXT"), help="layers with tokens of their own")
+    add("--ctx", type=data.at_least(0), nargs=2, metavar=("VISION", "TEXT"), help="tokens, or 0 (default: %(default)s)")
+    add("--depth", type=data.at_least(1), nargs=2, metavar=("VISION", "TEXT"), help="layers (default: %(default)s)")
     args = train.parse_args(parser, PAPER, TINY)
     if not any(args.ctx):
         parser.error("no prompts are left to be learned: --ctx 0 0")

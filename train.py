@@ -5,9 +5,7 @@
 
 Because the frame embeddings are averaged before the comparison, a model of single images learns from videos: the
 gradient of one video's loss reaches all its frames together. The recipe is that of the original code: AdamW, a linear
-warm-up and a cosine to a hundredth of the learning rate, mixup or CutMix, and the word embeddings are not trained. All
-that is random depends on the seed, the epoch and the step alone, so a run that was killed goes on with `--resume` and
-ends with the same weights.
+warm-up and a cosine to a hundredth of the learning rate, mixup or CutMix, and the word embeddings are not trained.
 
     python train.py                                       the toy: a minute and a half on two CPU cores
     python train.py --data ucf101 --gpus 1
@@ -54,17 +52,18 @@ def make_parser(doc):
     parser.set_defaults(script=parser.prog)
     evaluate.add_arguments(parser, training=True)
     add = parser.add_argument_group("recipe").add_argument
-    add("--epochs", type=data.at_least(1), metavar="N", help="passes over the data")
-    add("--warmup-epochs", type=data.at_least(0, float), metavar="X", help="until the learning rate is at its highest")
-    add("--lr", type=data.at_least(0, float), metavar="X", help="highest learning rate")
-    add = parser.add_argument_group("time and memory").add_argument
+    add("--epochs", type=data.at_least(1), metavar="N", help="passes over the data (default: %(default)s)")
+    add("--warmup-epochs", type=data.at_least(0, float), metavar="X",
+        help="until the learning rate is at its highest (default: %(default)s)")
+    add("--lr", type=data.at_least(0, float), metavar="X", help="highest learning rate (default: %(default)s)")
+    add = parser.add_argument_group("run").add_argument
     add("--micro-batch", type=data.at_least(1), metavar="N", help="videos on a GPU at once, by default 8; of tiny all")
     add("--checkpoint-activations", action="store_true", help="compute them twice: less memory, a third more time")
     add("--compile", action="store_true", help="compile both encoders: slower to start, then faster")
-    add = parser.add_argument_group("run").add_argument
     add("--out", type=Path, metavar="FOLDER", help="for checkpoints and log, by default runs/DATA")
     add("--resume", type=Path, metavar="FOLDER", help="go on with the run in FOLDER, with its arguments")
-    add("--save-minutes", type=data.at_least(0, float), metavar="X", default=15.0, help="save at least this often")
+    add("--save-minutes", type=data.at_least(0, float), metavar="X", default=15.0,
+        help="save at least this often (default: %(default)s)")
     return parser
 
 
@@ -90,11 +89,9 @@ def parse_args(parser, paper, tiny):
         parser.error(f"--out {args.out} holds a run already; go on with it by --resume, or choose another folder")
     args.out = args.resume or args.out
     if not args.out:
-        name, number = Path(args.data or args.train_list).stem, 1
-        args.out = Path("runs") / name
-        while args.out.exists():
-            number += 1
-            args.out = Path("runs") / f"{name}-{number}"
+        name = Path(args.data or args.train_list).stem
+        folders = (Path("runs", f"{name}-{i}" if i > 1 else name) for i in itertools.count(1))
+        args.out = next(folder for folder in folders if not folder.exists())
     evaluate.choose_device(parser, args)
     share, rest = divmod(args.batch_size, args.world)
     args.micro_batch = min(args.micro_batch or (share if args.model == "tiny" else math.gcd(share, 8)), share)
@@ -142,15 +139,13 @@ def draw_curves(folder, state):
     left, right = picture.subplots(1, 2)
     left.plot(state.losses, linewidth=1)
     left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
-    right.plot([result["top1"] for result in state.validations], "o-", label="top-1")
-    right.plot([result["top5"] for result in state.validations], "s-", label="top-5")
+    right.plot([(result["top1"], result["top5"]) for result in state.validations], "o-", label=["top-1", "top-5"])
     right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
     right.legend(loc="lower right")
     picture.savefig(folder / "curves.png", dpi=120)
 
 
 def describe(args, model, state):
-    """Prints what will be run."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     before = state.validations[0]
     say(f"""\
@@ -170,8 +165,7 @@ def learning_rate(step, steps, warmup_steps, peak):
         warm-up   peak * step / warmup_steps
         then      floor + (peak - floor) * (1 + cos(pi * step / steps)) / 2,    floor = peak / 100
 
-    The cosine counts from step 0 too, as in the original code (timm's schedule without `warmup_prefix`).
-    """
+    The cosine counts from step 0 too, as in the original code (timm's schedule without `warmup_prefix`)."""
     if step < warmup_steps:
         return peak * step / warmup_steps
     floor = peak / 100
@@ -186,7 +180,7 @@ def choose_parameters(model, args, new):
 
 
 def validate(args, model, loader, state):
-    """Measures accuracy on the validation videos with the template of the model, prints and logs it."""
+    """Measures accuracy on the validation videos with the template of the model, prints, logs and stores it."""
     with evaluate.autocast(args, model.logit_scale.device):
         results = evaluate.evaluate(model, loader, evaluate.class_tokens(model, state.classes))
     epoch = len(state.validations)
@@ -194,7 +188,7 @@ def validate(args, model, loader, state):
         + (f"   (prompt {model.template!r})" if epoch == 0 else ""))
     log(args, step=state.step, epoch=epoch, **results)
     check_unreadable(results["unreadable"], results["count"])
-    return results
+    state.validations.append(results)
 
 
 def check_unreadable(errors, seen):
@@ -212,7 +206,7 @@ def set_up(args, model, prepare, val_loader, last, state):
         temporary.write_text(json.dumps(vars(args), indent=1, default=str) + "\n", encoding="utf-8")
         temporary.replace(args.out / "args.json")
     if not last:
-        state.validations.append(validate(args, model, val_loader, state))
+        validate(args, model, val_loader, state)
     prepare(model, args, new=not last)
     model.template, model.fusion = args.template, args.fusion
     model.visual.transformer.checkpointing = model.transformer.checkpointing = args.checkpoint_activations
@@ -249,7 +243,7 @@ def train(args, prepare):
     steps_per_epoch = len(train_samples) // args.batch_size
     if not steps_per_epoch:
         raise UserError(f"{len(train_samples)} training videos are fewer than --batch-size {args.batch_size}")
-    last = args.out / "last.pt" if args.resume and (args.out / "last.pt").exists() else None
+    last = args.out / "last.pt" if (args.out / "last.pt").exists() else None  # only if the run is resumed
     model = clip.load(last or args.weights or args.model, device, image_size=args.resolution)
     val_loader = evaluate.make_loader(args, model.image_size, val_samples, args.micro_batch)
     state = SimpleNamespace(step=0, losses=[], validations=[], unreadable=[], seconds=0.0, videos=len(train_samples),
@@ -259,89 +253,85 @@ def train(args, prepare):
 
     # The order in which the videos are read, the workers that read them, and the class names
     clips = data.VideoDataset(train_samples, args.frames, model.image_size, train=True, seed=args.seed,
-                              flip=not data.tell_left_from_right(classes), augment=args.augment)
+                              classes=classes, augment=args.augment)
     batches = data.training_batches(len(clips), args.batch_size, args.epochs, args.seed, rank(), args.world,
                                     args.micro_batch)
-    micro_steps = args.batch_size // args.world // args.micro_batch
+    steps, micro_steps = args.epochs * steps_per_epoch, args.batch_size // args.world // args.micro_batch
     batches = itertools.islice(batches, state.step * micro_steps, None)  # a resumed run has read those before
     loader = iter(data.make_loader(clips, batches, args.workers))
     tokens = evaluate.class_tokens(model, classes)  # [C, L]
     describe(args, model, state)
-    bar = tqdm(total=args.epochs * steps_per_epoch, initial=state.step, disable=rank() > 0 or None, bar_format=BAR)
+    bar = tqdm(total=steps, initial=state.step, disable=rank() > 0 or None, bar_format=BAR)  # None: on terminals only
     saved = time.perf_counter()
 
-    for epoch in range(state.step // steps_per_epoch, args.epochs):
+    while state.step < steps:
+        begin, wait, loss_sum, errors = time.perf_counter(), 0.0, 0.0, []
+        lr = learning_rate(state.step, steps, args.warmup_epochs * steps_per_epoch, args.lr)
+        optimizer.param_groups[0]["lr"] = lr
         model.train()
-        while state.step < (epoch + 1) * steps_per_epoch:
-            begin, wait, loss_sum, errors = time.perf_counter(), 0.0, 0.0, []
-            lr = learning_rate(state.step, args.epochs * steps_per_epoch, args.warmup_epochs * steps_per_epoch, args.lr)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
 
-            for i in range(micro_steps):
-                # Load uint8 videos [B, T, 3, S, S] and their labels [B]
-                waiting = time.perf_counter()
-                video, label, index, unreadable = next(loader)
-                wait += time.perf_counter() - waiting
-                errors += [line for lines in unreadable for line in lines.splitlines()]
-                video, label = video.to(device, non_blocking=True), label.to(device, non_blocking=True)
+        for i in range(micro_steps):
+            # Load uint8 videos [B, T, 3, S, S] and their labels [B]
+            waiting = time.perf_counter()
+            video, label, index, unreadable = next(loader)
+            wait += time.perf_counter() - waiting
+            errors += [line for lines in unreadable for line in lines.splitlines()]
+            video, label = video.to(device, non_blocking=True), label.to(device, non_blocking=True)
 
-                # Augment and normalise on the device; the target [B, C] has a probability for each class
-                if args.augment in ("color", "mix"):
-                    video = data.change_colors(video, args.seed, epoch, index.tolist())
-                video, target = model.normalize(video), F.one_hot(label, len(classes)).float()
-                if args.augment == "mix":  # by the numbers of the groups in the batch, however it is divided
-                    first_group = (rank() * micro_steps + i) * args.micro_batch // data.GROUP
-                    video, target = data.mix(video, target, args.seed, state.step, first_group)
+            # Augment and normalise on the device; the target [B, C] has a probability for each class
+            if args.augment in ("color", "mix"):
+                video = data.change_colors(video, args.seed, state.step // steps_per_epoch, index.tolist())
+            video, target = model.normalize(video), F.one_hot(label, len(classes)).float()
+            if args.augment == "mix":  # by the numbers of the groups in the batch, however it is divided
+                first_group = (rank() * micro_steps + i) * args.micro_batch // data.GROUP
+                video, target = data.mix(video, target, args.seed, state.step, first_group)
 
-                # Forward, loss, backward: gradients add up, and DDP averages them over the processes in the last one
-                more_follow = args.world > 1 and i < micro_steps - 1
-                with network.no_sync() if more_follow else contextlib.nullcontext():
-                    with evaluate.autocast(args, device):
-                        logits = network(video, tokens)  # [B, C]; with --fusion image [B * T, C]
-                        target = target.repeat_interleave(len(logits) // len(target), dim=0)
-                        loss = F.cross_entropy(logits, target, label_smoothing=LABEL_SMOOTHING) / micro_steps
-                    scaler.scale(loss).backward()
-                loss_sum += loss.detach()  # on the device: a number here would wait for it
+            # Forward, loss, backward: gradients add up, and DDP averages them over the processes in the last one
+            more_follow = args.world > 1 and i < micro_steps - 1
+            with network.no_sync() if more_follow else contextlib.nullcontext():
+                with evaluate.autocast(args, device):
+                    logits = network(video, tokens)  # [B, C]; with --fusion image [B * T, C]
+                    target = target.repeat_interleave(len(logits) // len(target), dim=0)
+                    loss = F.cross_entropy(logits, target, label_smoothing=LABEL_SMOOTHING) / micro_steps
+                scaler.scale(loss).backward()
+            loss_sum += loss.detach()  # on the device: a number here would wait for it
 
-            # Step, unless the gradient is not finite; fp16 may overflow until the scaler has found its scale
-            scaler.unscale_(optimizer)
-            norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
-            loss, errors = sum(evaluate.gather([loss_sum.item()])) / args.world, evaluate.gather(errors)  # of all
-            finite = math.isfinite(loss) and math.isfinite(norm)
-            if not finite and not (scaler.is_enabled() and scaler.get_scale() >= 1):
-                raise UserError(f"the loss is {loss:g} and its gradient {norm:g} at step {state.step + 1}; try a lower "
-                                f"--lr or --amp off. What was saved before is in {args.out}")
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        # Step, unless the gradient is not finite; fp16 may overflow until the scaler has found its scale
+        scaler.unscale_(optimizer)
+        norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
+        loss, errors = sum(evaluate.gather([loss_sum.item()])) / args.world, evaluate.gather(errors)  # of all
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if not finite and not (scaler.is_enabled() and scaler.get_scale() >= 1):
+            raise UserError(f"the loss is {loss:g} and its gradient {norm:g} at step {state.step + 1}; try a lower "
+                            f"--lr or --amp off. What was saved before is in {args.out}")
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        model.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
 
-            # Log
-            seconds = time.perf_counter() - begin
-            speed, wait = args.batch_size / seconds, wait / seconds
-            state.step, state.seconds = state.step + 1, state.seconds + seconds
-            state.losses.append(loss)
-            log(args, step=state.step, epoch=state.step / steps_per_epoch, loss=loss, lr=lr, gradient_norm=norm,
-                skipped=not finite, videos_per_second=speed, data_wait=wait, unreadable=sorted(errors))
-            bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {speed:.0f} videos/s, data wait {wait:.0%}")
-            bar.update()
-            state.unreadable += errors
-            check_unreadable(state.unreadable, state.step * args.batch_size)
-            if time.perf_counter() - saved > 60 * args.save_minutes and state.step % steps_per_epoch:
-                save(args.out / "last.pt", model, args, state, optimizer, scaler)
-                saved = time.perf_counter()
+        # Log
+        seconds = time.perf_counter() - begin
+        speed, wait = args.batch_size / seconds, wait / seconds
+        state.step, state.seconds = state.step + 1, state.seconds + seconds
+        state.losses.append(loss)
+        log(args, step=state.step, epoch=state.step / steps_per_epoch, loss=loss, lr=lr, gradient_norm=norm,
+            skipped=not finite, videos_per_second=speed, data_wait=wait, unreadable=sorted(errors))
+        bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {speed:.0f} videos/s, data wait {wait:.0%}")
+        bar.update()
+        state.unreadable += errors
+        check_unreadable(state.unreadable, state.step * args.batch_size)
 
-        # Validate and save
-        results = validate(args, model, val_loader, state)
-        state.validations.append(results)
-        if results["top1"] == max(result["top1"] for result in state.validations[1:]):
-            save(args.out / "best.pt", model, args, state)
-        save(args.out / "last.pt", model, args, state, optimizer, scaler)
-        saved = time.perf_counter()
-        if rank() == 0:
-            draw_curves(args.out, state)
+        # Validate after each epoch; save then, and every few minutes
+        epoch_ends = state.step % steps_per_epoch == 0
+        if epoch_ends:
+            validate(args, model, val_loader, state)
+            if state.validations[-1]["top1"] == max(result["top1"] for result in state.validations[1:]):
+                save(args.out / "best.pt", model, args, state)
+            if rank() == 0:
+                draw_curves(args.out, state)
+        if epoch_ends or time.perf_counter() - saved > 60 * args.save_minutes:
+            save(args.out / "last.pt", model, args, state, optimizer, scaler)
+            saved = time.perf_counter()
     bar.close()
     return state
 
@@ -363,15 +353,13 @@ before       {before["top1"]:6.1f}   {before["top5"]:6.1f}   %
 {"prompts" if args.tune == "prompts" else "fine-tuned":10}   {best["top1"]:6.1f}   {best["top5"]:6.1f}   %
 {minutes} min {seconds} s of training, {state.step * args.batch_size / state.seconds:.0f} videos/s
 the best model is {args.out / "best.pt"}""")
-    evaluate.finish()
 
 
 def main():
-    """Fine-tuning, new or resumed."""
     parser = make_parser(__doc__)
     parser.set_defaults(template="a photo of a {}.")
     add = parser.add_argument_group("what is trained, and what is averaged over time").add_argument
-    add("--tune", choices=("both", "image", "text"), default="both", help="encoders to train")
+    add("--tune", choices=("both", "image", "text"), default="both", help="encoders to train (default: %(default)s)")
     add("--fusion", choices=("embedding", "decision", "image"), default="embedding", metavar="WHAT",
         help="embedding: those of frames; decision: their logits; image: trains on frames, averages probabilities")
     run(parse_args(parser, PAPER, TINY), choose_parameters)

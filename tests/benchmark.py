@@ -451,7 +451,8 @@ def steps_of_training(model, name, arguments, batches=None, steps=5):
     samples = [(name, i % 400) for i in range(64 * (steps + 3))]  # one epoch; three steps to warm up
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         replace = {(data, "load_samples"): lambda *_, **__: (samples, classes), (clip, "load"): lambda *_, **__: model,
-                   (train, "validate"): lambda *_, **__: {"top1": 0.0, "top5": 0.0, "unreadable": [], "count": 1},
+                   (train, "validate"): lambda *args: args[-1].validations.append(
+                       {"top1": 0.0, "top5": 0.0, "unreadable": [], "count": 1}),
                    (train, "save"): lambda *_: None, (train, "draw_curves"): lambda *_: None}
         if batches:
             replace[data, "make_loader"] = lambda *_: batches

@@ -5,12 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from conftest import PROJECT, load, read_results
+from matplotlib.axes import Axes
 from PIL import Image
 
 import clip
@@ -38,8 +40,8 @@ def clips():
 
 
 def loader(samples, **options):
-    dataset = data.VideoDataset(samples, 4, 64, train=False, **options)
-    return data.make_loader(dataset, data.evaluation_batches(len(samples), 5), workers=0)
+    args = types.SimpleNamespace(frames=4, batch_size=5, workers=0, world=1, **options)
+    return evaluate.make_loader(args, 64, samples, batch_size=5)
 
 
 def test_every_video_counts_once_whatever_the_batch_and_the_processes(run, tuned, tmp_path):
@@ -217,10 +219,20 @@ def test_attention_and_embeddings_are_drawn_and_saved(run, tuned, tmp_path):
         assert 100 * (cosines.argmax(dim=1).numpy() == saved["labels"]).mean() == pytest.approx(run["top1"])
 
 
-def test_embeddings_keep_their_neighbours_in_two_dimensions():
+def test_embeddings_are_drawn_by_principal_components_that_keep_their_neighbours(tmp_path, monkeypatch):
+    drawn = []
+
+    def scatter(axes, x, y, whole=Axes.scatter, **options):
+        drawn.append(torch.stack([x, y], dim=1))
+        return whole(axes, x, y, **options)
+
+    monkeypatch.setattr(Axes, "scatter", scatter)
     torch.manual_seed(0)
-    groups = torch.randn(3, 1, 16) + 0.05 * torch.randn(3, 20, 16)
-    points = evaluate.to_plane(groups.flatten(0, 1))
+    groups = (torch.randn(3, 1, 16) + 0.05 * torch.randn(3, 20, 16)).flatten(0, 1)
+    evaluate.draw_embeddings({"model": groups}, torch.arange(60) // 20, list("abc"), tmp_path / "embeddings.png")
+    points, directions = torch.cat(drawn), groups / groups.norm(dim=1, keepdim=True)
+    largest = torch.linalg.svdvals(directions - directions.mean(dim=0))[:2]
+    torch.testing.assert_close(points.norm(dim=0), largest, rtol=1e-4, atol=0)
     nearest = (torch.cdist(points, points) + 1e9 * torch.eye(60)).argmin(dim=1)
     assert torch.equal(nearest // 20, torch.arange(60) // 20)
 

@@ -246,7 +246,8 @@ LISTS = [
     ".\\v0.avi 0\r\n.\\v1.avi 1\r\n", "D:\\x\\v0.avi 0\nD:\\x\\v1.avi 1\n", "/of/x/v0.avi 0\n/of/x/v1.avi 1\n"]
 OTHER_LISTS = [
     "v0.avi 0 1\nv1.avi 1 1\n", "v0.avi 12 0\nv1.avi 12 1\n", "v0.avi\nv1.avi\n", "0 v0.avi\n1 v1.avi\n",
-    "v0.avi -1\nv1.avi 1\n", '[["v0.avi", 0], ["v1.avi", 1]]', b"\xe9/v0.avi 0\nv1.avi 1\n", "v0.avi 0.5\nv1.avi 1\n",
+    "v0.avi -1\nv1.avi 1\n", "v0.avi 0\nvideos/labelled/v1.avi\n",
+    '[["v0.avi", 0], ["v1.avi", 1]]', b"\xe9/v0.avi 0\nv1.avi 1\n", "v0.avi 0.5\nv1.avi 1\n",
     "v0.avi 0\nv1.avi 7\n", "v0.avi 0\nv1.avi 1\n".encode("utf-16-le"), "v0.avi 0\nv1.avi 1\n".encode("utf-16")]
 
 
@@ -317,6 +318,7 @@ NFD = unicodedata.normalize("NFD", "caf\u00e9/\u00e9t\u00e9#(1)!&.avi")
         f"val/{ID}/1.jpg")),
     ("k400", {"val.csv": "\ufeff" + CSV.format("20.0").replace("\n", "\r\n")}, f"val/{ID}.mp4"),
     ("k600", {"val.csv": CSV.format(20)}, f"val/{ID}.mp4"),
+    ("k400", {"val.csv": CSV.format("20.9")}, f"val/{ID}.mp4"),
     *(("k400", {"validate.csv": CSV.format(20)}, f"{half}/{ID}.mp4") for half in ("val", "validate")),
     *(("ucf101", UCF101, file) for file in (
         "UCF-101/HandstandPushups/v_HandStandPushups_c01.AVI", "UCF-101/HandStandPushups/v_HandStandPushups_c01.avi",

@@ -129,15 +129,18 @@ def test_each_list_may_have_names_of_its_own(toy_lists, run, call, tmp_path):
 
 def test_clips_are_not_flipped_where_names_tell_left_from_right(tmp_path):
     """Something-Something v2, as a data set or by lists, whose names are the same."""
-    assert data.tell_left_from_right(["pulling something from left to right", "holding something"])
-    assert not data.tell_left_from_right(["holding something", "bright light", "uplefting"])
+    def flips(classes):
+        return data.VideoDataset([], 1, 16, train=True, classes=classes).flip
+
+    assert not flips(["pulling something from left to right", "holding something"])
+    assert flips(["holding something", "bright light", "uplefting"])
     put(tmp_path, **{"labels.json": '{"Pulling something from left to right": "0", "Holding something": "1"}',
                      "train.json": '[{"id": "7", "template": "Holding [something]"}]', "train.txt": "7.webm 1\n",
                      "20bn-something-something-v2/7.webm": "",
                      "names.csv": "id,name\n0,Pulling something from left to right\n1,Holding something\n"})
     for args in (flags(data="ssv2", root=tmp_path),
                  flags(data=None, root=tmp_path, train_list=tmp_path / "train.txt", labels=tmp_path / "names.csv")):
-        assert data.tell_left_from_right(data.load_samples(args, train=True)[1])
+        assert not flips(data.load_samples(args, train=True)[1])
 
 
 ROWS = {  # of the original code's lists: how they write paths, and how their lines end

@@ -87,7 +87,7 @@ def test_help_fits_on_two_screens(name, call, monkeypatch):
     status, out, _ = call(name, "--help")
     assert status == 0
     assert len(out.splitlines()) <= 100
-    assert out.count("(default: ") >= (3 if name == "data.py" else 7)
+    assert out.count("default: ") + out.count("by default") >= (5 if name == "data.py" else 9)
 
 
 def test_clips_are_augmented_or_not_and_seen_in_one_view_or_nine(run, tmp_path):

@@ -51,7 +51,7 @@ def test_frames_of_a_variable_rate_count_as_frames(tmp_path):
 def test_only_what_is_needed_of_a_long_video_is_decoded(tmp_path, monkeypatch):
     path = write_video(tmp_path / "video.mp4", numbered_frames(120), **H264)
     decoded = []
-    monkeypatch.setattr(data, "decode_group", lambda codec, packets, whole=data.decode_group: (
+    monkeypatch.setattr(data, "decode", lambda codec, packets, whole=data.decode: (
         decoded.append(len(packets)), whole(codec, packets))[1])
     assert numbers(path, 2) == [30, 90]
     assert decoded == [12, 12]
