@@ -452,6 +452,8 @@ def load(weights, device="cpu", base=None, image_size=None):
     except RuntimeError as error:  # its second line begins with what is missing, unknown or of another shape
         what = str(error).splitlines()[1].strip()[:90]
         raise InputError(f"{weights} holds no whole CLIP, or another kind: {what}; {SUPPORTED}") from error
+    if not all(value.isfinite().all() for value in state.values()):
+        raise InputError(f"{weights} is damaged: it has values that are not finite")
     for name in {"mean", "std", "template", "fusion"} & content.keys():
         setattr(model, name, content[name])
     return model.to(device)

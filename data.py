@@ -648,7 +648,6 @@ def add_arguments(parser, name="--data", training=False):
 
 
 def check_lists(parser, args):
-    """Ends a call with only some of the flags that go together."""
     lists = args.val_list, getattr(args, "train_list", args.val_list)  # evaluate.py has the first alone
     if any(lists) and not (all(lists) and args.labels and args.classes in ("all", ["all"])):
         parser.error("lists need --val-list, --labels and, in training, --train-list, and no --classes")

@@ -327,11 +327,11 @@ def train(args, prepare):
             validate(args, model, val_loader, state)
             if state.validations[-1]["top1"] == max(result["top1"] for result in state.validations[1:]):
                 save(args.out / "best.pt", model, args, state)
-            if rank() == 0:
-                draw_curves(args.out, state)
         if epoch_ends or time.perf_counter() - saved > 60 * args.save_minutes:
             save(args.out / "last.pt", model, args, state, optimizer, scaler)
             saved = time.perf_counter()
+        if epoch_ends and rank() == 0:
+            draw_curves(args.out, state)
     bar.close()
     return state
 

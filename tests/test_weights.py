@@ -274,3 +274,11 @@ def test_without_a_network_both_files_and_their_folder_are_named(tmp_path, monke
     for part in (clip.MODELS["ViT-B/16"], clip.VOCABULARY, str(tmp_path / ".cache" / "clip")):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    state = clip.load("tiny").state_dict()
+    state["visual.conv1.weight"][3, 0, 0, 0] = torch.nan
+    torch.save(state, tmp_path / "nan.pt")
+    with pytest.raises(clip.InputError, match=r"nan\.pt is damaged: it has values that are not finite"):
+        clip.load(tmp_path / "nan.pt")
