@@ -706,7 +706,7 @@ def main():
     """Shows what is on disk: counts, missing and unreadable files, a contact sheet."""
     parser = Parser(__doc__, usage="python %(prog)s [DATA] [flags]")
     add_arguments(parser, "data", training=True)
-    parser.set_defaults(frames=8, augment="color")
+    parser.set_defaults(frames=8, augment="crop")
     parser.add_argument("--check-all", action="store_true", help="read every video, not just a hundred")
     parser.add_argument("--out", type=Path, metavar="PNG", help="the contact sheet to draw, by default DATA.png")
     args = parser.parse_args()

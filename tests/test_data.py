@@ -496,7 +496,7 @@ training:
 validation:
   2 videos of 2 classes, apply eye makeup ... yo yo: 1 to 1 of each
   2 tried: 0 unreadable
-{sheet} shows some training videos as a model sees them before they are mixed, with --augment color
+{sheet} shows some training videos as a model sees them before they are mixed, with --augment crop
 """
     assert Image.open(sheet).size == (210 + 8 * 130, 4 * 130)
 
