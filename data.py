@@ -2,9 +2,9 @@
 
     file -- read_video --> uint8 [T, 3, h, w] -- crop --> uint8 [T, 3, S, S] -- batch --> uint8 [B, T, 3, S, S]
 
-A video is a set of T frames spread over its whole length (section 4.1 of the paper; "TSN sampling"): drawn at random
-inside T equal segments to train, taken from their middles to test. Colour jitter, mixing and normalisation run on the
-device. A data set is a list of (path, label) and a list of class names: see `ucf101`.
+A video is a set of T of its n frames (section 4.1 of the paper; "TSN sampling"): one at random of each T segments of
+n // T frames to train, the middles of T equal parts to test. Colour jitter, mixing and normalisation run on the device.
+A data set is a list of (path, label) and a list of class names: see `ucf101`.
 
 `python data.py NAME` shows what is on disk and draws what the model will see.
 """
@@ -493,7 +493,7 @@ def read_dataset(name, root, split=1, train=False):
 
 
 def base_classes(rows, num_classes):
-    """The labels of the base classes: of all, sorted by number of training rows and then label, the last half."""
+    """The labels of the base classes: the half with the most training rows; of equals, those of higher label."""
     counts = np.bincount([label for _, label in rows], minlength=num_classes)
     return sorted(counts.argsort(kind="stable")[num_classes // 2 :].tolist())  # rounded up, as in the original lists
 
@@ -545,10 +545,10 @@ def load_samples(args, train):
 class VideoDataset(Dataset):
     """Clips by (epoch, index): a video uint8 [T, 3, S, S], its label, its index and the errors, "" if there were none.
 
-    In training frames and crop are random, unless `augment` is "none", and a video that cannot be read is replaced by
-    the next of the list. In evaluation it is all zeros; the errors name all that could not be read, a line each. With
-    `views` = (V, K) an evaluated video is [V * K, T, 3, S, S]: V clips, whose frames are between each other's, and K =
-    1 (centre) or 3 crops of each. Clips are not flipped if one of the `classes` tells left from right."""
+    In training, frames and crop are random unless `augment` is "none", and an unreadable video is replaced by the next
+    of the list. In evaluation an unreadable video is all zeros; the errors name each of them on its own line. `views` =
+    (V, K) gives [V * K, T, 3, S, S]: V clips with interleaved frames, and of each K = 1 (centre) or 3 crops. Clips are
+    not flipped if one of the `classes` tells left from right."""
 
     def __init__(self, samples, num_frames, image_size, train, seed=0, classes=(), augment="crop", views=(1, 1)):
         self.paths, self.labels = [str(path) for path, _ in samples], [label for _, label in samples]
@@ -581,8 +581,8 @@ class VideoDataset(Dataset):
 
 
 def training_batches(length, batch_size, epochs, seed, rank=0, world=1, micro_batch=None):
-    """The training order: yields lists of (epoch, index), the micro-batches of process `rank` of `world`. All videos,
-    shuffled anew in each epoch, in whole batches, of each of which a process has an equal share."""
+    """The training order: yields lists of (epoch, index), the micro-batches of process `rank` of `world`. In each epoch
+    the videos are shuffled and cut into whole batches, and each process gets an equal share of every batch."""
     for epoch in range(epochs):
         order = np.random.default_rng([seed, epoch]).permutation(length)[: length // batch_size * batch_size]
         share = order.reshape(-1, world, batch_size // world)[:, rank]  # [batches, videos of each]
@@ -591,7 +591,7 @@ def training_batches(length, batch_size, epochs, seed, rank=0, world=1, micro_ba
 
 
 def make_loader(clips, batches, workers):
-    """A DataLoader of (video uint8 [B, T, 3, S, S], label [B], index [B], errors: B strings)."""
+    """A DataLoader of batches of what a VideoDataset gives: videos uint8, labels and indices int64, errors strings."""
     return DataLoader(clips, batch_sampler=batches, num_workers=workers, pin_memory=torch.cuda.is_available(),
                       persistent_workers=workers > 0)
 
@@ -677,13 +677,13 @@ def run(main, *errors):
     except (UserError, *errors) as error:
         message = str(error)
     except OSError as error:
-        if not error.filename or os.path.abspath(error.filename) not in map(os.path.abspath, sys.argv[1:]):
+        if os.path.abspath(error.filename or "/") not in (os.path.abspath(part.split("=")[-1]) for part in sys.argv):
             raise
         message = f"{error.filename}: {error.strerror}"
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
             raise
-        message = "out of memory; try a smaller --batch-size or --micro-batch, or fewer --frames"
+        message = "out of memory; try fewer --frames, or a smaller --micro-batch, in evaluate.py --batch-size"
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

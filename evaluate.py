@@ -263,11 +263,11 @@ def parse_args():
         help="label your own videos, or folders of them: by --labels, names or a file, or the classes of --weights")
     add("--attention", action="store_true", help="draw where the class token looks, attention*.png")
     add("--embeddings", action="store_true", help="save and draw them, embeddings*.npz and .png")
-    add("--out", type=Path, metavar="FOLDER", help="for these files, and then also results.json")
+    add("--out", type=Path, metavar="FOLDER", help="for these files, results.json and predictions.csv")
 
     given, content, trained = first_look(parser, dict(frames=32, batch_size=32), dict(frames=8, batch_size=32))
     if trained:
-        parser.set_defaults(frames=trained["frames"])
+        parser.set_defaults(frames=trained["frames"], resolution=trained.get("resolution"))
     if trained and given.data in (None, trained["data"]) and not given.val_list and not given.video:
         several = {name: [trained[name]] for name in ("split", "classes", "val_list", "labels") if trained.get(name)}
         parser.set_defaults(data=trained["data"], root=trained.get("root"), **several)
@@ -321,7 +321,7 @@ def read_labels(labels):
 
 
 def label_videos(args, paths, model, classes):
-    """Prints the class of each video, of a single one the five best; writes predictions.csv. Returns those read."""
+    """Prints the class of each video, or the five best of a single one; writes those of several. Returns those read."""
     loader = make_loader(args, model.image_size, [(path, 0) for path in paths])
     scores, _, errors = predict([model], loader, [class_tokens(model, classes)])
     table, shown = [], 5 if len(paths) == 1 else 1
@@ -347,7 +347,7 @@ def label_videos(args, paths, model, classes):
 
 def load_parts(args, known_classes):
     """The videos of all splits or lists and kinds of classes that are asked for: tuples (split, kind, samples, names).
-    Own videos without train/ are told apart by the `known_classes` of a checkpoint, if theirs are among them."""
+    Own videos without train/ are classified among the `known_classes` of a checkpoint, if theirs are some of them."""
     parts = []
     for i, split in enumerate(args.val_list or args.split):
         for kind in args.classes:

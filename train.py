@@ -121,7 +121,7 @@ def save(path, model, args, state, optimizer=None, scaler=None):
             temporary.replace(path)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError for what the disk reports
             temporary.unlink(missing_ok=True)
-            raise UserError(f"cannot write {path}, is the disk full? The previous one is intact. ({error})") from error
+            raise UserError(f"cannot write {path}, is the disk full? A previous one is intact. ({error})") from error
 
 
 def log(args, **record):
@@ -175,7 +175,7 @@ def learning_rate(step, steps, warmup_steps, peak):
 def choose_parameters(model, args, new):
     """Freezes the word embeddings and, where one encoder alone is tuned, the other and logit_scale."""
     for name, parameter in model.named_parameters():
-        encoder = "both" if name == "logit_scale" else "image" if name.startswith("visual.") else "text"
+        encoder = "both" if name == "logit_scale" else "image" if name.startswith("visual") else "text"
         parameter.requires_grad_(args.tune in ("both", encoder) and name != "token_embedding.weight")
 
 
@@ -198,8 +198,8 @@ def check_unreadable(errors, seen):
 
 
 def set_up(args, model, prepare, val_loader, last, state):
-    """Prepares a model for training, and makes its optimizer and the scaler of fp16. A new run gets its folder, and the
-    model is validated as it is; an interrupted one goes on as `last`, the path of its last.pt, has it."""
+    """Prepares a model for training, and makes its optimizer and the scaler of fp16. A new run gets its folder, and its
+    model is validated before training; a resumed run continues from the state in `last`, the path of its last.pt."""
     if rank() == 0:
         args.out.mkdir(parents=True, exist_ok=True)
         temporary = args.out / "args.tmp"  # renamed when it is whole: the disk may be full

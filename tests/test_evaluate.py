@@ -219,6 +219,19 @@ def test_attention_and_embeddings_are_drawn_and_saved(run, tuned, tmp_path):
         assert 100 * (cosines.argmax(dim=1).numpy() == saved["labels"]).mean() == pytest.approx(run["top1"])
 
 
+def test_plain_clip_is_compared_in_the_resolution_of_the_checkpoint(run, tuned, tmp_path):
+    checkpoint = torch.load(tuned, weights_only=True)
+    checkpoint["model"] = clip.load(tuned, image_size=32).state_dict()
+    checkpoint["args"] |= {"resolution": 32, "frames": 1}
+    torch.save(checkpoint, tmp_path / "small.pt")
+    arguments = ("evaluate.py", "--weights", tmp_path / "small.pt", "--classes", "novel", "--out", tmp_path)
+    run(*arguments, "--blend", "0", "1")
+    blends = json.loads((tmp_path / "results.json").read_text())["runs"]
+    plain = ("--model", "tiny", "--resolution", "32", "--frames", "1", "--template", checkpoint["template"])
+    run("evaluate.py", *plain, *arguments[3:])
+    assert read_results(tmp_path)["top1"] == blends[0]["top1"] != blends[1]["top1"]
+
+
 def test_embeddings_are_drawn_by_principal_components_that_keep_their_neighbours(tmp_path, monkeypatch):
     drawn = []
 
