@@ -357,15 +357,14 @@ def read_lines(path, pattern, form):
             raise UserError(f"{where}: expected {form}")
 
 
-def read_csv(path, **columns):
+def read_csv(path, **types):
     """Yields the file and line of each row of a CSV, and its values by heading and type. Raises UserError."""
     rows = csv.DictReader(read_text(path).splitlines(), skipinitialspace=True, strict=True)
     try:
         for row in rows:
-            yield f"{path}, line {rows.line_num}", [convert(row[name].strip()) for name, convert in columns.items()]
+            yield f"{path}, line {rows.line_num}", [convert(row[name].strip()) for name, convert in types.items()]
     except (KeyError, AttributeError, ValueError, csv.Error) as error:  # AttributeError: a row is too short
-        form = f"a CSV with the headings {','.join(columns)}"
-        raise UserError(f"{path}, line {rows.line_num}: expected {form}") from error
+        raise UserError(f"{path}, line {rows.line_num}: expected a CSV with the headings {','.join(types)}") from error
 
 
 def read_names(path):

@@ -136,10 +136,9 @@ def collect(loader, device, compute):
     """What `compute` gives for videos [B, V, T, 3, S, S] on the device, of all processes in the order of the data set:
     the outputs [n, ...], the labels, int64 [n], and the errors, n strings, "" for videos that could be read."""
     rows = []
-    bar = tqdm(loader, "evaluating", leave=False, unit="batch", disable=rank() > 0 or None)  # None: on terminals only
-    for video, label, index, errors in bar:
+    for video, label, index, error in tqdm(loader, "evaluating", leave=False, unit="batch", disable=rank() > 0 or None):
         output = compute(video.to(device, non_blocking=True)).float().cpu()
-        rows += zip(index.tolist(), output, label.tolist(), errors)
+        rows += zip(index.tolist(), output, label.tolist(), error)
     _, outputs, labels, errors = zip(*sorted(gather(rows), key=lambda row: row[0]))
     return torch.stack(outputs), torch.tensor(labels), list(errors)
 

@@ -205,6 +205,8 @@ def set_up(args, model, prepare, val_loader, last, state):
         temporary = args.out / "args.tmp"  # renamed when it is whole: the disk may be full
         temporary.write_text(json.dumps(vars(args), indent=1, default=str) + "\n", encoding="utf-8")
         temporary.replace(args.out / "args.json")
+        if not last:  # what is there is of a run that failed before its first checkpoint
+            (args.out / "log.jsonl").unlink(missing_ok=True)
     if not last:
         validate(args, model, val_loader, state)
     prepare(model, args, new=not last)

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import read_log, read_results, script
+from conftest import read_results, script
 
 import clip
 import prompt
@@ -83,7 +83,7 @@ def test_prompts_are_not_learned_on_top_of_prompts(learned, call):
     assert "has prompts already: give the weights that they were learned for" in errors
     status, out, _ = call(*arguments, learned.parent / "backbone.pt")
     assert (status, "the best model is" in out) == (0, True)
-    assert [record["step"] for record in read_log(learned / "again")[0]] == [1, 2, 3]
+    assert (learned / "again" / "log.jsonl").read_text().count('"step": 0,') == 1
 
 
 def test_prompts_take_places_of_the_text():
