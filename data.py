@@ -1,10 +1,10 @@
-"""From a video file on disk to a uint8 clip in a batch.
+"""From a video file on disk to a batch of uint8 clips.
 
     file -- read_video --> uint8 [T, 3, h, w] -- crop --> uint8 [T, 3, S, S] -- batch --> uint8 [B, T, 3, S, S]
 
-A video is a set of T of its n frames (section 4.1 of the paper; "TSN sampling"): one at random of each T segments of
-n // T frames to train, the middles of T equal parts to test. Colour jitter, mixing and normalisation run on the device.
-A data set is a list of (path, label) and a list of class names: see `ucf101`.
+T of the n frames of a video are used (section 4.1 of the paper; "TSN sampling"). Training takes one random frame from
+each of T segments of n // T frames, testing takes the middle frames of T equal segments. Colour jitter, mixing and
+normalisation run on the device. A data set is a list of (path, label) and a list of class names: see `ucf101`.
 
 `python data.py NAME` shows what is on disk and draws what the model will see.
 """
@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import csv
 import functools
-import itertools
 import json
 import math
 import os
@@ -22,15 +21,17 @@ import sys
 import textwrap
 import unicodedata
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import horizontal_flip, resized_crop, to_pil_image
+from torchvision.transforms.v2.functional import horizontal_flip, pad, resize, resized_crop, to_pil_image
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
@@ -41,19 +42,21 @@ class UserError(ValueError):
     """A mistake of the user, not of the code: a wrong file, list or value. `run` prints the message, one line."""
 
 
-# ---- Frames ---------------------------------------------------------------------------------------------------------
+# ---- Which frames, and reading them ---------------------------------------------------------------------------------
 
 def sample_frames(num_frames, num_samples, rng=None):
-    """Which of a video's n = num_frames frames to take: int64 [T], T = num_samples.
+    """The T = num_samples frames to take from a video of n = num_frames: int64 [T].
 
         training (rng, a numpy Generator):  i * (n // T) + a random number below n // T,  for i = 0 ... T - 1
         training, n < T:                    round(i * n / T), all frames with repetitions
         test (no rng):                      floor(i * n / T + n / (2 T)), the middle of segment i
 
-    As in the original code, all are taken modulo n: a short video may end with its first frame."""
-    n, t, i = num_frames, num_samples, np.arange(num_samples)
+    All are taken modulo n, as in the original code: a short video may end with its first frame. Raises UserError for a
+    video without frames."""
+    n, t = num_frames, num_samples
     if n < 1:
         raise UserError("a video without frames")
+    i = np.arange(t)
     if rng is None:
         return (i * n / t + n / (2 * t)).astype(np.int64) % n
     if n < t:
@@ -61,123 +64,98 @@ def sample_frames(num_frames, num_samples, rng=None):
     return i * (n // t) + rng.integers(n // t, size=t)
 
 
-# What one file may ask for. The bounds are on work, not time, so that every machine refuses the same files.
 MAX_PIXELS = 2 ** 26  # of a frame: twice 8K
-MAX_PACKETS, MAX_BYTES = 200_000, 2 ** 30  # of a compressed video: two hours
-MAX_DECODED = 2 ** 36  # pixels decoded for one clip: 20 minutes of 1080p, where all of it has to be decoded
+MAX_BYTES = 2 ** 30  # of a compressed video
 
-# Titles and the like may be in any encoding. PyAV 19 does not read them by itself and has no such option.
+# Titles and other metadata may be in any encoding. PyAV 19 does not read them unasked and has no such option.
 IGNORE_METADATA = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 
 
 def read_video(path, num_samples, rng=None, short_side=None):
-    """Reads T = num_samples frames (`sample_frames` says which) of a video file, or of a folder of images in the order
-    of the numbers in their names: uint8 [T, 3, h, w], RGB, upright. Frames over twice as large as `short_side` (pixels)
-    are reduced to it. Raises UserError, "path: reason", if none can be read or the file asks for too much."""
+    """Reads T = num_samples frames, chosen by `sample_frames`: uint8 [T, 3, h, w], RGB, upright.
+
+    `path` is a video file, or a folder of images, which are sorted by the numbers in their names. Frames more than
+    twice as large as `short_side` (pixels) are reduced to it. Raises UserError, "path: reason", if no frame can be read
+    or the file is too large."""
     path = Path(path)
+    reader = read_images if path.is_dir() else decode_video
     try:
-        frames = (read_images if path.is_dir() else decode_video)(path, num_samples, rng, short_side)
+        frames = reader(path, num_samples, rng, short_side)
     except (UserError, av.error.FFmpegError, OSError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: {reason}") from error
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
-
-
-def reduced_size(height, width, short_side):
-    """The height and width to which frames are reduced while they are read."""
-    if height * width > MAX_PIXELS:
-        raise UserError(f"a frame of {width} x {height} pixels is too large")
-    scale = short_side / min(height, width) if short_side and min(height, width) > 2 * short_side else 1
-    return round(height * scale), round(width * scale)
-
-
-def read_images(folder, num_samples, rng, short_side):
-    """`read_video` for a folder of images of one kind, and perhaps optical flow: a list of uint8 [h, w, 3]."""
-    files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_FILES and not JUNK.match(path.name)]
-    files = [path for path in files if not path.name.lower().startswith("flow")] or files
-    kinds = {re.sub("[0-9]+", "", path.name).lower(): path.name for path in sorted(files, reverse=True)}
-    if len(kinds) > 1:
-        one, other, *_ = kinds.values()
-        raise UserError(f"images of several kinds, such as {one} and {other}: move one of them to another folder")
-    files.sort(key=lambda path: ([int(part) for part in re.findall("[0-9]+", path.stem)], path.name))  # 9 before 10
-    indices = sample_frames(len(files), num_samples, rng).tolist()
-    found, size = {}, None
-    for i in sorted(set(indices)):
-        try:
-            with Image.open(files[i]) as image:
-                reduced_size(image.height, image.width, short_side)  # raises, before decoding, if it is too large
-                image = ImageOps.exif_transpose(image)
-                size = size or reduced_size(image.height, image.width, short_side)  # of the first, upright
-                if image.mode.startswith("I"):  # 16 bits, which pillow would cut off at 255
-                    image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-                found[i] = np.array(image.convert("RGB").resize(size[::-1], Image.Resampling.BOX))
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-            raise UserError(f"{files[i].name}: {error}") from error  # pillow raises all of these for broken files
-    return [found[i] for i in indices]
 
 
 def decode_video(path, num_samples, rng, short_side):
     """`read_video` for a video file: a list of uint8 [h, w, 3]."""
-    if not path.is_file():  # reading a pipe would wait for ever
+    if not path.is_file():  # reading from a pipe would never end
         raise UserError("there is no such file")
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"over {MAX_BYTES:,} bytes: cut it into clips")
-    # "file:", or else a colon in the name would make a protocol of what is before it.
+    # Without "file:", a colon in the name would turn what precedes it into a protocol.
     with av.open(f"file:{path}", **IGNORE_METADATA) as container:
         stream = container.streams.best("video")
         if stream is None or stream.codec_context is None or stream.disposition & av.stream.Disposition.attached_pic:
-            raise UserError("it has no video stream of a known codec")  # the cover of a song is none, either
+            raise UserError("it has no video stream of a known codec")  # cover art does not count
         codec = stream.codec_context
-        codec.thread_count = 1  # the workers are the parallel part
+        codec.thread_count = 1  # the workers run in parallel
         codec.options = {"max_pixels": str(MAX_PIXELS)}
-        packets, starts = read_packets(container, stream)
-        # The number of frames before each packet, and of all; packets that are only there to decode others give none
-        numbers = [0, *itertools.accumulate(not packet.is_discard for packet in packets)]
-        count = numbers[-1]
-        height, width = reduced_size(codec.height, codec.width, short_side)  # before frames are turned upright
-        reformatter = av.video.reformatter.VideoReformatter()  # one for the clip: it keeps its scaler
-        while count:
-            indices = sample_frames(count, num_samples, rng).tolist()
-            found, pixels, number = {}, 0, -1
-            for start, end in itertools.pairwise([*starts, len(packets)]):
-                wanted = [i for i in indices if numbers[start] <= i < numbers[end]]
-                if not wanted:
-                    continue
-                for number, frame in zip(range(numbers[start], max(wanted) + 1), decode(codec, packets[start:end])):
-                    pixels += frame.height * frame.width
-                    if pixels > MAX_DECODED:
-                        raise UserError("it takes too long to decode; cut it into clips")
-                    if number in wanted:
-                        picture = reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA")
-                        found[number] = upright(picture.to_ndarray(), frame)
-            if len(found) == len(set(indices)):
-                return [found[i] for i in indices]
-            # Fewer frames than packets: decode all as one group to count them, then apply the rule to that number
-            if starts == [0]:
-                count = number + 1
-            starts = [0]
-    raise UserError("no frame of it can be decoded")
+        groups = read_groups(container, stream)
+        indices = sample_frames(sum(map(count_frames, groups)), num_samples, rng).tolist()
+        frames = decode_frames(codec, groups, indices, short_side)
+        if len(frames) < len(set(indices)):  # fewer frames than packets: count them by decoding all, and sample again
+            packets = sum(groups, [])
+            indices = sample_frames(sum(1 for _ in decode(codec, packets)), num_samples, rng).tolist()
+            frames = decode_frames(codec, [packets], indices, short_side)
+    return [frames[i] for i in indices]
 
 
-def read_packets(container, stream):
-    """The compressed packets of a video, which are few bytes, and the indices of those where decoding can start: each
-    keyframe, unless a packet behind it is shown before it. The header may lack the number of frames, or lie."""
-    packets, starts, earliest = [], [], math.inf
-    with contextlib.suppress(av.error.InvalidDataError):  # at a damaged place: what came before may do
+def read_groups(container, stream):
+    """The compressed packets of a video, in groups that can be decoded separately. A group starts with a keyframe, and
+    no packet of a later group is displayed before it."""
+    packets = []
+    with contextlib.suppress(av.error.InvalidDataError):  # a damaged place: what precedes it may be enough
         for packet in container.demux(stream):
             if packet.size:
                 packets.append(packet)
-            if len(packets) > MAX_PACKETS:
-                raise UserError(f"over {MAX_PACKETS:,} frames: cut it into clips")
-    for i, packet in reversed([*enumerate(packets)]):
+    groups = [[]]
+    earliest = math.inf
+    for packet in reversed(packets):
         if packet.pts is None:
-            return packets, [0]
-        if i == 0 or (packet.is_keyframe and packet.pts < earliest):
-            starts.append(i)
+            return [packets]
+        groups[-1].append(packet)
+        if packet.is_keyframe and packet.pts < earliest:
+            groups.append([])
         earliest = min(earliest, packet.pts)
-    return packets, starts[::-1]
+    return [group[::-1] for group in reversed(groups)]
+
+
+def count_frames(packets):
+    """The header of a file may lack the number of frames, or lie. Discarded packets only help to decode others."""
+    return sum(not packet.is_discard for packet in packets)
+
+
+def decode_frames(codec, groups, indices, short_side):
+    """The frames at `indices`, {index: uint8 [h, w, 3]}. Decodes each group of packets only as far as needed."""
+    height, width = reduced_size(codec.height, codec.width, short_side)  # before frames are turned upright
+    reformatter = av.video.reformatter.VideoReformatter()  # one for the clip: it keeps its scaler
+    frames = {}
+    first = 0
+    for packets in groups:
+        end = first + count_frames(packets)
+        wanted = {i for i in indices if first <= i < end}
+        if wanted:
+            for i, frame in zip(range(first, max(wanted) + 1), decode(codec, packets)):
+                if i in wanted:
+                    picture = reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA")
+                    frames[i] = upright(picture.to_ndarray(), frame)
+        first = end
+    return frames
 
 
 def decode(codec, packets):
+    """Yields the frames of some packets that start with a keyframe."""
     codec.flush_buffers()
     for packet in [*packets, None]:  # None: the frames that the decoder still holds
         with contextlib.suppress(av.error.InvalidDataError):  # damaged packets give none
@@ -185,20 +163,70 @@ def decode(codec, packets):
 
 
 def upright(picture, frame):
-    """Turns and mirrors a picture [h, w, 3] as the display matrix of its frame asks for, in steps of 90 degrees. The
-    matrix (a, b, u, c, d, v, x, y, w) shows the pixel (x, y) at (a x + c y, b x + d y)."""
+    """Rotates and mirrors a picture [h, w, 3] by the display matrix of its frame, in steps of 90 degrees. The matrix
+    (a, b, u, c, d, v, x, y, w) displays the pixel (x, y) at (a x + c y, b x + d y)."""
     matrix = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
-    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20]) if matrix is not None else (1, 0, 0, 0, 1)
+    if matrix is None:
+        return picture
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
     if abs(b) > abs(a):  # x and y change places
-        picture, a, d = picture.transpose(1, 0, 2), c, b
-    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+        picture = picture.transpose(1, 0, 2)
+        a, d = c, b
+    if d < 0:
+        picture = np.flipud(picture)
+    if a < 0:
+        picture = np.fliplr(picture)
+    return picture
 
 
-# ---- Crops, colours and mixing; the last two on the device ----------------------------------------------------------
+def reduced_size(height, width, short_side):
+    """The height and width to which frames are reduced on reading. Raises UserError if a frame is too large."""
+    if height * width > MAX_PIXELS:
+        raise UserError(f"a frame of {width} x {height} pixels is too large")
+    if short_side is None or min(height, width) <= 2 * short_side:
+        return height, width
+    scale = short_side / min(height, width)
+    return round(height * scale), round(width * scale)
 
-# The short side of the video, where the input has 1. Crops are cut from the video as it is, with one interpolation.
-SHORT_SIDE = 256 / 224
-CROP_SCALES = (1, 0.875, 0.75, 0.66)  # of the short side, for training
+
+def read_images(folder, num_samples, rng, short_side):
+    """`read_video` for a folder of images of one kind, with or without optical flow: a list of uint8 [h, w, 3]."""
+    names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_FILES) and not JUNK.match(name)]
+    names = [name for name in names if not name.lower().startswith("flow")] or names
+    kinds = {re.sub("[0-9]+", "", name).lower(): name for name in sorted(names, reverse=True)}
+    if len(kinds) > 1:
+        one, other, *_ = kinds.values()
+        raise UserError(f"images of several kinds, such as {one} and {other}: move one of them to another folder")
+    names.sort(key=lambda name: [int(number) for number in re.findall("[0-9]+", name)])  # 9 before 10
+    indices = sample_frames(len(names), num_samples, rng).tolist()
+    frames = {}
+    size = None
+    for i in sorted(set(indices)):
+        image = open_image(folder / names[i])
+        size = size or reduced_size(image.height, image.width, short_side)  # of the first one
+        frames[i] = np.array(image.resize(size[::-1], Image.Resampling.BOX))
+    return [frames[i] for i in indices]
+
+
+def open_image(path):
+    """A pillow image, upright, RGB. Raises UserError for a damaged one."""
+    try:
+        with Image.open(path) as image:
+            reduced_size(image.height, image.width, None)  # checks the size before decoding
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits, which pillow would clip at 255
+                image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+            return image.convert("RGB")
+    except Exception as error:  # pillow raises almost anything for a damaged file
+        raise UserError(f"{path.name}: {error}") from error
+
+
+# ---- Crops on the CPU; colours and mixing on the device -------------------------------------------------------------
+
+SHORT_SIDE = 256 / 224  # the short side of a video in the original code, relative to the side of the input
+CROP_SCALES = (1, 0.875, 0.75, 0.66)  # height and width of training crops, relative to the short side
+CROP_SHAPES = [(a, b) for i, a in enumerate(CROP_SCALES) for b in CROP_SCALES[max(i - 1, 0) : i + 2]]
+CROP_PLACES = [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)]  # four corners and the centre
 
 
 def center_crop(video, size):
@@ -209,35 +237,43 @@ def center_crop(video, size):
 
 
 def three_crops(video, size):
-    """Squares of the whole short side at one end, in the middle and at the other: [T, 3, h, w] -> [3, T, 3, S, S]."""
+    """Squares of the whole short side: at one end, in the middle, at the other. [T, 3, h, w] -> [3, T, 3, S, S]."""
     h, w = video.shape[-2:]
     side = min(h, w)
-    return torch.stack([resized_crop(video, (h - side) * i // 2, (w - side) * i // 2, side, side, [size, size])
-                        for i in range(3)])
+    crops = []
+    for i in range(3):
+        top, left = (h - side) * i // 2, (w - side) * i // 2
+        crops.append(resized_crop(video, top, left, side, side, [size, size]))
+    return torch.stack(crops)
 
 
 def random_crop(video, size, rng, flip=True):
-    """The training crop, uint8 [T, 3, h, w] -> [T, 3, S, S], the same in all frames: width and height from CROP_SCALES,
-    at most one step apart in that list, at a corner or the centre; with `flip` mirrored half of the time."""
+    """The training crop, the same in all frames: one of CROP_SHAPES at one of CROP_PLACES. With `flip`, mirrored half
+    of the time. uint8 [T, 3, h, w] -> [T, 3, S, S]."""
     h, w = video.shape[-2:]
-    pairs = [(a, b) for i, a in enumerate(CROP_SCALES) for j, b in enumerate(CROP_SCALES) if abs(i - j) <= 1]
-    height, width = (round(min(h, w) * scale) for scale in pairs[rng.integers(len(pairs))])
-    down, right = [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)][rng.integers(5)]
-    video = resized_crop(video, int((h - height) * down), int((w - width) * right), height, width, [size, size])
-    return horizontal_flip(video) if flip and rng.uniform() < 0.5 else video
+    tall, wide = CROP_SHAPES[rng.integers(len(CROP_SHAPES))]
+    height, width = round(min(h, w) * tall), round(min(h, w) * wide)
+    down, right = CROP_PLACES[rng.integers(len(CROP_PLACES))]
+    top, left = int((h - height) * down), int((w - width) * right)
+    video = resized_crop(video, top, left, height, width, [size, size])
+    if flip and rng.uniform() < 0.5:
+        video = horizontal_flip(video)
+    return video
 
 
-COLOR = v2.Compose([v2.RandomApply([v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
-                    v2.RandomGrayscale(p=0.2)])
-GROUP = 4  # clips that are mixed with each other: those that a GPU took at once in the original code
+COLOR = v2.Compose([
+    v2.RandomApply([v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)], p=0.8),
+    v2.RandomGrayscale(p=0.2),
+])
+GROUP = 4  # clips that are mixed with each other: those that one GPU took at once in the original code
 
 
 def change_colors(video, seed, epoch, indices):
-    """Colour jitter and grey, drawn once for each clip (epoch, index): uint8 [B, T, 3, S, S] to the same."""
+    """Colour jitter and grey, drawn once for each clip by (epoch, index): uint8 [B, T, 3, S, S] to the same."""
     clips = []
     with torch.random.fork_rng(devices=[]):
         for clip, index in zip(video, indices):
-            rng = np.random.default_rng([seed, epoch, index, 1])  # 1: not the numbers that frames and crop came from
+            rng = np.random.default_rng([seed, epoch, index, 1])  # 1: another random stream than frames and crop
             torch.manual_seed(int(rng.integers(2 ** 63)))
             clips.append(COLOR(clip))
     return torch.stack(clips)
@@ -249,122 +285,427 @@ def mix(video, target, seed, step, first=0):
         mixup   x = λ x + (1 - λ) x[partner]        y = λ y + (1 - λ) y[partner]      λ from Beta(0.8, 0.8)
         CutMix  x[box] = x[partner][box]            the same, λ = 1 - area of the box          Beta(1, 1)
 
-    Float video [B, T, 3, S, S] and target [B, C], the probabilities of the classes, to the same shapes; B is a multiple
-    of GROUP. Group number g of the optimizer step is drawn by (seed, step, g); the first here is number `first`."""
+    Float video [B, T, 3, S, S] and target [B, C], the probabilities of the classes, to the same shapes. B is a multiple
+    of GROUP. What is drawn for group g of an optimizer step depends on (seed, step, g); `first` is the first g here."""
     video, target = video.clone(), target.clone()
-    for g, (x, y) in enumerate(zip(video.split(GROUP), target.split(GROUP)), first):  # views, changed in place
-        rng = np.random.default_rng([seed, step, g, 2])  # 2: not the numbers of crops (none) or colours (1)
-        partner, side = rng.permutation(GROUP).tolist(), x.shape[-1]
+    side = video.shape[-1]
+    groups = zip(video.split(GROUP), target.split(GROUP))
+    for g, (x, y) in enumerate(groups, first):  # x and y are views, changed in place
+        rng = np.random.default_rng([seed, step, g, 2])  # 2: another random stream than colours
+        partner = rng.permutation(GROUP).tolist()
         if rng.uniform() < 0.5:
             share = rng.beta(0.8, 0.8)
-            x[:] = x[partner].lerp_(x, share)
+            x[:] = torch.lerp(x[partner], x, share)  # share * x + (1 - share) * x[partner]
         else:
-            half, center = math.sqrt(1 - rng.beta(1, 1)) / 2, rng.uniform(size=2)
-            top, left = ((center - half).clip(0, 1) * side).astype(int).tolist()
-            bottom, right = ((center + half).clip(0, 1) * side).astype(int).tolist()
+            half = math.sqrt(1 - rng.beta(1, 1)) / 2
+            center = rng.uniform(size=2)
+            top, left = pixels(center - half, side)
+            bottom, right = pixels(center + half, side)
             x[..., top:bottom, left:right] = x[partner][..., top:bottom, left:right]
             share = 1 - (bottom - top) * (right - left) / side ** 2
         y[:] = share * y + (1 - share) * y[partner]
     return video, target
 
 
-# ---- Videos and lists on disk ---------------------------------------------------------------------------------------
-
-# What systems and tools leave between the videos
-JUNK = re.compile(r"\.|~\$|.*:zone\.identifier$|(thumbs\.db|desktop\.ini|icon\r|@eadir|[#@$]recycle(\.bin)?|"
-                  r"lost\+found|__macosx|__pycache__|system volume information)$", re.IGNORECASE)
-IMAGE_FILES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-OTHER_FILES = set("""
-.txt .md .csv .tsv .json .jsonl .xml .yaml .yml .ini .cfg .toml .log .html .pdf .doc .docx .xls .xlsx .srt .vtt .ass .py
-.sh .bat .ipynb .mat .npy .npz .pkl .pt .pth .h5 .zip .rar .tar .gz .tgz .7z .part .tmp .bak .crdownload .ytdl .torrent
-.md5 .sha1 .sha256 .db .exe .mp3 .wav .flac .aac .m4a .ogg .opus .wma .tif .tiff .svg .ico .heic .heif .avif .jfif .jxl
-.ppm .pgm .psd .dng .cr2 .nef .arw .raw .aae .xmp .lrf .lrv .thm
-""".split())  # all the rest is tried as a video
-ENDING = re.compile(r"(\.(avi|mp4|mkv|webm|mov|m4v|mpe?g|wmv|flv|3gp|3g2|m?ts|m2ts|gif|vob|asf|f4v|m1v|mjpeg|y4m))+$")
+def pixels(corner, side):
+    return (corner.clip(0, 1) * side).astype(int).tolist()
 
 
-def match_key(name):
-    """The name of a file or folder without what may differ on disk: its ending, capitals, Unicode form."""
-    return ENDING.sub("", unicodedata.normalize("NFC", name).lower())
+# ---- Clips and batches ----------------------------------------------------------------------------------------------
+
+@dataclass
+class VideoDataset(Dataset):
+    """Clips by (epoch, index): uint8 [T, 3, S, S], the label, the index, and the errors as a str with one per line.
+
+    In training, frames and crop are random unless `augment` is "none", and an unreadable video is replaced by the next
+    one. Clips are not flipped if one of the `classes` tells left from right. In evaluation, an unreadable video is all
+    zeros, and a clip is [V, T, 3, S, S]: V = num_clips * num_crops views, with interleaved frames and 1 (centre) or 3
+    crops."""
+
+    samples: list  # (path, label)
+    num_frames: int
+    image_size: int
+    train: bool
+    seed: int = 0
+    classes: tuple = ()
+    augment: str = "crop"
+    num_clips: int = 1
+    num_crops: int = 1
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, key):
+        epoch, first = key
+        num_frames = self.num_frames * self.num_clips
+        video = torch.zeros(num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        rng = None
+        errors = []
+        for attempt in range(100 if self.train else 1):
+            index = (first + attempt) % len(self)
+            path, label = self.samples[index]
+            if self.train and self.augment != "none":
+                rng = np.random.default_rng([self.seed, epoch, index])
+            try:
+                video = read_video(path, num_frames, rng, short_side=round(self.image_size * SHORT_SIDE))
+                break
+            except UserError as error:
+                errors.append(str(error))
+        if rng:
+            flip = not re.search(r"\b(left|right)\b", "\n".join(self.classes))  # Something-Something has such classes
+            video = random_crop(video, self.image_size, rng, flip)
+        else:
+            video = self.views(video)
+        if self.train and not rng:
+            video = video[0]
+        return video, label, index, "\n".join(errors)
+
+    def views(self, video):
+        """uint8 [num_clips * T, 3, h, w] to [V, T, 3, S, S]. The frames are the middles of num_clips * T segments: clip
+        v has the segments v, v + num_clips, v + 2 * num_clips and so on."""
+        if self.num_crops == 1:
+            video = center_crop(video, self.image_size)[None]
+        else:
+            video = three_crops(video, self.image_size)
+        video = video.unflatten(1, (self.num_frames, self.num_clips))  # [crops, T, clips, 3, S, S]
+        return video.transpose(1, 2).flatten(0, 1)
 
 
-def walk(folder):
-    """The videos at any depth below a folder, and the other files: two lists. A video is a file that is not known to be
-    something else, or a folder of frames: one with images, and no other video in it or below."""
-    videos, images, others = [], [], []
+def training_batches(length, batch_size, epochs, seed, rank=0, world_size=1, micro_batch=None):
+    """The training order: yields the micro-batches of one of `world_size` processes, lists of (epoch, index). In each
+    epoch the videos are shuffled and cut into whole batches, and each process gets an equal share of every batch."""
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(length)
+        order = order[: length // batch_size * batch_size]
+        share = order.reshape(-1, world_size, batch_size // world_size)[:, rank]  # [batches, videos of a process]
+        for indices in share.reshape(-1, micro_batch or batch_size // world_size).tolist():
+            yield [(epoch, index) for index in indices]
+
+
+def make_loader(dataset, batches, workers):
+    """A DataLoader of batches of a VideoDataset: videos uint8, labels and indices int64, errors as strings."""
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0,
+                      pin_memory=torch.cuda.is_available())
+
+
+# ---- Data sets ------------------------------------------------------------------------------------------------------
+
+def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=None, seed=1024, video_list=None,
+                 labels=None):
+    """One half of a data set: a list of (path, label), and the class names.
+
+    `dataset` is a name in DATASETS or the folder of your own videos, which are in `root`, by default datasets/NAME.
+    A file `video_list` of "path label" lines replaces the split, and a file `labels` the class names. `classes` keeps
+    the "base" or the "novel" half, `shots` as many training videos of each class, drawn by `seed`. Raises UserError for
+    wrong lists, for two classes of the same name, and if no video is on disk."""
+    root = Path(root or default_root(dataset)).absolute()
+    for file in (video_list, labels):
+        if file and not os.path.isfile(file):
+            raise UserError(f"{file}: there is no such file")
+    if video_list:
+        rows, names = read_list(video_list, labels)
+    else:
+        rows, names = read_dataset(dataset, root, split, train)
+    new_names = names
+    if labels:
+        new_names = list(read_names(labels).values())
+        if len(new_names) != len(names):
+            raise UserError(f"--labels {labels} has {len(new_names)} names, and {dataset} {len(names)} classes")
+    spoken = [" ".join(name.lower().split()) for name in new_names]  # as the tokenizer sees them
+    for name in spoken:
+        if spoken.count(name) > 1:
+            raise UserError(f"two classes have the same name, {name!r}: no model can tell them apart")
+
+    kept = names
+    if classes != "all":
+        training_rows, _ = read_dataset(dataset, root, train=True)  # of split 1, whatever is loaded
+        base = base_classes(training_rows, names)
+        kept = [name for name in names if (name in base) == (classes == "base")]
+    label = {name: i for i, name in enumerate(kept)}
+    rows = [(video, label[name]) for video, name in rows if name in label]
+    samples = []
+    missing = []
+    for video, number in rows:
+        path = find_listed(root, video, unique=not video_list)
+        if path is None:
+            path = root / video
+            missing.append(path)
+            if dataset in ("k400", "k600"):  # many videos of Kinetics have vanished; others count as unreadable
+                continue
+        samples.append((path, number))
+    if not rows:
+        raise UserError(f"{video_list or root} lists no videos")
+    half = "training" if train else "validation"
+    if len(missing) == len(rows):
+        raise UserError(f"no {half} video is on disk; looked for {missing[0]}")
+    if missing:
+        say(f"{len(missing)} of the {len(rows)} {half} videos are not on disk, such as {missing[0]}")
+    if train and shots:
+        samples = draw_shots(samples, shots, seed)
+    renamed = dict(zip(names, new_names))
+    return samples, [renamed[name] for name in kept]
+
+
+def load_halves(args):
+    """The training samples, the validation samples and the class names that the flags ask for."""
+    training, names = load_samples(args.data, args.root, args.split, True, args.classes, args.shots, args.seed,
+                                   args.train_list, args.labels)
+    validation, same_names = load_samples(args.data, args.root, args.split, False, args.classes,
+                                          video_list=args.val_list, labels=args.labels)
+    if names != same_names:
+        raise UserError(f"training has the classes {', '.join(names)[:80]}, validation {', '.join(same_names)[:80]}")
+    return training, validation, names
+
+
+def default_root(dataset):
+    """The folder of a data set; of a list without one, the current folder."""
+    if dataset == "toy":
+        return toy.draw.CACHE
+    if dataset in DATASETS:
+        return Path("datasets", dataset)
+    return dataset or "."
+
+
+def read_dataset(dataset, root, split=1, train=False):
+    """Rows and class names of one half of a data set, or of the folder of your own videos (see `ucf101`). Raises
+    UserError, with what belongs in `root` and how to get it, if its lists are not there."""
+    reader = DATASETS.get(dataset, own_videos)
+    if split > 1 and reader in (kinetics, something_something, own_videos):
+        raise UserError(f"--split {split}: {dataset} has no official splits")
+    if dataset == "toy":
+        with disk_errors(root):
+            toy.draw.draw(root)  # unless it is there
     try:
-        entries = [entry for entry in os.scandir(folder) if not JUNK.match(entry.name)]
-    except PermissionError:
-        return [], [folder]
-    for entry in sorted(entries, key=lambda entry: entry.name):
-        path, ending = Path(entry), Path(entry).suffix.lower()
-        if not entry.is_dir():
-            (images if ending in IMAGE_FILES else others if ending in OTHER_FILES else videos).append(path)
-        elif not entry.is_symlink() or path.resolve() not in map(Path.resolve, path.parents):  # no way back up
-            more_videos, more_others = walk(path)
-            videos, others = videos + more_videos, others + more_others
-    return ([folder], others) if images and not videos else (videos, others + images)
+        rows, names = reader(root, split, train)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        missing = Path(error.filename).relative_to(root)
+        advice = (reader.__doc__ or "").replace("{root}", str(root))
+        raise UserError(f"the data set is not in {root}: {missing} is missing. {advice}") from error
+    for video, name in rows:
+        if name not in names:
+            raise UserError(f"{dataset}: {video} has the class {name!r}, which is not in the list of classes")
+    return rows, names
+
+
+def base_classes(rows, names):
+    """The base classes: the half of the names with the most training videos, as in the original lists."""
+    counts = Counter(name for _, name in rows)
+    order = sorted(names, key=lambda name: counts[name])  # of equally frequent ones, the later are base
+    base = order[len(names) // 2 :]  # rounded up
+    return [name for name in names if name in base]
+
+
+def draw_shots(samples, shots, seed):
+    """`shots` samples of each class, or all if there are fewer: the same for the same list and seed."""
+    drawn = Counter()
+    kept = []
+    for i in np.random.default_rng(seed).permutation(len(samples)).tolist():
+        _, label = samples[i]
+        if drawn[label] < shots:
+            drawn[label] += 1
+            kept.append(i)
+    return [samples[i] for i in sorted(kept)]
+
+
+# A reader returns rows of (name of the video below `root`, class), and all classes, the same for both halves. Its
+# docstring tells those who lack the data set what belongs in `root`.
+
+def ucf101(root, split, train):
+    """UCF101 (Soomro et al., 2012): UCF-101/<Class>/*.avi and ucfTrainTestlist/*.txt. To fetch them (6.5 GB):
+    mkdir -p {root} && cd {root}
+    curl -LO https://www.crcv.ucf.edu/data/UCF101/UCF101.rar && unrar x UCF101.rar
+    curl -LO https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip && unzip UCF101Tr*.zip"""
+    lists = root / "ucfTrainTestlist"
+    names = [name for _, (name,) in read_lines(lists / "classInd.txt", r"[0-9]+\s+(\S+)", "'number Class'")]
+    path = lists / f"{'train' if train else 'test'}list{split:02}.txt"
+    rows = []
+    for _, (clip, name) in read_lines(path, r"((\S+)/\S+)(?:\s+[0-9]+)?", "'Class/clip.avi', in training 'label'"):
+        rows.append((f"UCF-101/{clip}", words(name)))
+    return rows, [words(name) for name in names]
+
+
+def hmdb51(root, split, train):
+    """HMDB51 (Kuehne et al., 2011): <class>/*.avi and testTrainMulti_7030_splits/<class>_test_split<1|2|3>.txt."""
+    lists = root / "testTrainMulti_7030_splits"
+    end = f"_test_split{split}.txt"
+    files = [file for file in os.listdir(lists) if file.endswith(end) and not JUNK.match(file)]
+    names = sorted(file.removesuffix(end) for file in files)
+    rows = []
+    for name in names:
+        for _, (clip, half) in read_lines(lists / f"{name}{end}", r"(.+?)\s+([012])", "'clip.avi' and 0, 1 or 2"):
+            if half == ("1" if train else "2"):
+                rows.append((f"{name}/{clip}", words(name)))
+    return rows, [words(name) for name in names]
+
+
+def kinetics(root, split, train):
+    """Kinetics (Kay et al., 2017): train.csv, val.csv, and <id>_<start>_<end>.mp4 anywhere below train/ and val/."""
+    wanted = "train" if train else "val"
+    rows = []
+    names = set()
+    for half in ("train", "val"):
+        path = root / f"{half}.csv"
+        for other in ("validate.csv", "validation.csv"):
+            if half == "val" and not path.exists() and (root / other).exists():
+                path = root / other
+        if half == wanted or path.exists():  # the other half may have more classes
+            for _, (name, video, start, end) in read_csv(
+                    path, label=str, youtube_id=str, time_start=float, time_end=float):
+                names.add(name)
+                if half == wanted:
+                    rows.append((f"{half}/{kinetics_clip(root, video, int(start), int(end))}", name))
+    return rows, sorted(names)
+
+
+def kinetics_clip(root, video, start, end):
+    """The name under which a clip is on disk, start and end in seconds; the usual name if it is not there."""
+    usual = f"{video}_{start:06}_{end:06}"
+    for name in (usual, f"{video}_{start}_{end}", video):
+        if match_key(name) in index_videos(root):
+            return name
+    return usual
+
+
+def something_something(root, split, train):
+    """Something-Something v2: labels.json, train.json, validation.json and 20bn-something-something-v2/*.webm."""
+    path = root / "labels.json"
+    rows = []
+    try:
+        number = {name.lower(): int(i) for name, i in json.loads(read_text(path)).items()}
+        path = root / ("train.json" if train else "validation.json")
+        for row in json.loads(read_text(path)):
+            name = re.sub(r"[\[\]]", "", row["template"]).lower()  # "Holding [something]" -> "holding something"
+            rows.append((f"20bn-something-something-v2/{row['id']}.webm", name))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: expected {{name: number}} or rows of id and template; {error!r}") from error
+    return rows, sorted(number, key=number.get)
+
+
+def own_videos(root, split, train):
+    """Your own videos: train/<class>/* and val/<class>/*, as files or folders of their frames."""
+    half = root / ("train" if train else "val")
+    known = root / "train" if (root / "train").is_dir() else half  # to evaluate, val/ is enough
+    names = sorted(words(path.name) for path in known.iterdir() if path.is_dir() and not JUNK.match(path.name))
+    rows = []
+    for video in find_videos(half):
+        folder, *_ = (*video.relative_to(half).parent.parts, "")
+        if words(folder) not in names:
+            raise UserError(f"{video} belongs in the folder of a class of {known}, frames in a folder below that")
+        rows.append((video, words(folder)))
+    return rows, names
+
+
+DATASETS = {
+    "toy": ucf101,
+    "ucf101": ucf101,
+    "hmdb51": hmdb51,
+    "k400": kinetics,
+    "k600": kinetics,
+    "ssv2": something_something,
+}
+
+
+def words(name):
+    """A class name in camel case, with underscores or hyphens, as CLIP reads it best: "FlipAnEgg" -> "flip an egg"."""
+    name = unicodedata.normalize("NFC", name)
+    return re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[_-]+", " ", name).lower()
+
+
+# ---- Finding videos on disk -----------------------------------------------------------------------------------------
+
+VIDEO_FILES = tuple("""
+.avi .mp4 .mkv .webm .mov .m4v .mpg .mpeg .mpe .m1v .m2v .mpv .vob .wmv .asf .flv .f4v .3gp .3g2 .ts .mts .m2ts .m2t
+.gif .ogv .mjpeg .mjpg .y4m .mxf .nut .rm .rmvb .divx .dv .h264 .hevc
+""".split())
+IMAGE_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+# Files and folders that operating systems leave behind
+JUNK = re.compile(
+    r"\.|~\$|.*:zone\.identifier$|(thumbs\.db|desktop\.ini|icon\r|@eadir|[#@$]recycle(\.bin)?|"
+    r"lost\+found|__macosx|__pycache__|system volume information)$", re.IGNORECASE)
 
 
 def find_videos(path):
-    """The videos below a folder (see `walk`), or a path that is a file. Raises UserError if there is none."""
-    videos, others = ([path], []) if path.is_file() else walk(path)
-    if others:
-        say(f"{path}: passed over {len(others)} files that are no videos, such as {others[0].relative_to(path)}")
+    """The videos below a folder, or a file itself if it is a video: a list of Path. Raises UserError if it is empty."""
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file")
+    videos, skipped = walk(path)
+    if skipped:
+        say(f"{path}: skipped {len(skipped)} files that are not videos, such as {skipped[0].relative_to(path)}")
     if not videos:
         raise UserError(f"{path} contains no video")
     return videos
 
 
+def walk(path, parents=()):
+    """The videos of a folder at any depth, and the files that are skipped: two lists of Path. A folder with images and
+    without videos, in it or below, is a video itself: its frames. A file is in one of the lists itself."""
+    if not os.path.isdir(path):  # not path.is_dir(), which raises for a link to itself
+        if path.name.lower().endswith(VIDEO_FILES) and os.path.isfile(path):
+            return [path], []
+        return [], [path]
+    real = os.path.realpath(path)
+    if real in parents:  # a link to a folder above it
+        return [], []
+    videos, skipped = [], []
+    for name in sorted(os.listdir(path)):
+        if not JUNK.match(name):
+            more_videos, more_skipped = walk(path / name, (*parents, real))
+            videos += more_videos
+            skipped += more_skipped
+    images = [file for file in skipped if file.parent == path and file.name.lower().endswith(IMAGE_FILES)]
+    if images and not videos:
+        return [path], [file for file in skipped if file not in images]
+    return videos, skipped
+
+
+def match_key(name):
+    """The name of a file or folder without what may differ on disk: endings of videos, capitals, Unicode form."""
+    name = unicodedata.normalize("NFC", name).lower()
+    while name.endswith(VIDEO_FILES):
+        name = name[: name.rindex(".")]
+    return name
+
+
 @functools.cache
 def index_videos(root):
-    """The videos below a folder by the match_key of their names: {key: list of paths}."""
+    """The videos below a folder by the match_key of their names: {key: list of Path}."""
     index = {}
-    for path in walk(root)[0] if root.is_dir() else ():
-        index.setdefault(match_key(path.name), []).append(path)
+    if root.is_dir():
+        for path in walk(root)[0]:
+            index.setdefault(match_key(path.name), []).append(path)
     return index
 
 
 def find_listed(root, name, unique):
-    """The path of a video listed as `name`, or None. If it is not there: the one of the same match_key in a folder of
-    the same name or below; anywhere if names are `unique`; directly in `root` if there is no such folder."""
-    path = root / name.replace("\\", "/")
+    """The path of a video listed as `name`, or None. If it is not there, a video of the same match_key is taken, first
+    of all one below a folder with the listed name. If names are not `unique`, it must be the only one."""
+    path = root / str(name).replace("\\", "/")
     if path.exists():
         return path
-    found, folder = index_videos(root).get(match_key(path.name), []), match_key(path.parent.name)
-    ways = ([video for video in found if match_key(video.parent.name) == folder],
-            [video for video in found if path.parent in video.parents],
-            [video for video in found if unique or (video.parent == root and not path.parent.is_dir())])
-    return next((videos[0] for videos in ways if videos and (unique or len(videos) == 1)), None)
+    found = index_videos(root).get(match_key(path.name), [])
+    folder = match_key(path.parent.name)
+    nearby = [video for video in found if folder in [match_key(part) for part in video.parent.parts]]
+    if unique:
+        return next(iter(nearby or found), None)
+    if not nearby and not path.parent.is_dir():
+        nearby = [video for video in found if video.parent == root]
+    return nearby[0] if len(nearby) == 1 else None
 
 
-def read_text(path):
-    """The text of a file in UTF-8, with or without a byte-order mark."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: this is not UTF-8; save the file in that encoding") from error
+# ---- Lists and tables -----------------------------------------------------------------------------------------------
 
-
-def read_lines(path, pattern, form):
-    """Yields the file and line, and the groups of `pattern`, of all lines but comments. Raises UserError for others."""
-    for number, line in enumerate(map(str.strip, read_text(path).splitlines()), 1):
-        match, where = re.fullmatch(pattern, line), f"{path}, line {number}: {line[:100]!r}"
-        if match:
-            yield where, match.groups()
-        elif line and not re.match("# |.*(path|file|video).*label" if number == 1 else "# ", line, re.IGNORECASE):
+def read_list(path, labels):
+    """A list of the original code, lines of "path label", and its class names, a CSV of id,name: rows and names."""
+    names = read_names(labels)
+    form = "'path label', the label a number"
+    rows = []
+    for where, (video, number) in read_lines(path, r'"?((?!# ).+?)"?[\s,;]+([0-9]+)(?:\.0*)?', form):
+        if re.search(r"\.\w{2,4}[\s,;]+[0-9]+$", video):  # "file.avi 12 0": which number is the label?
             raise UserError(f"{where}: expected {form}")
-
-
-def read_csv(path, **types):
-    """Yields the file and line of each row of a CSV, and its values by heading and type. Raises UserError."""
-    rows = csv.DictReader(read_text(path).splitlines(), skipinitialspace=True, strict=True)
-    try:
-        for row in rows:
-            yield f"{path}, line {rows.line_num}", [convert(row[name].strip()) for name, convert in types.items()]
-    except (KeyError, AttributeError, ValueError, csv.Error) as error:  # AttributeError: a row is too short
-        raise UserError(f"{path}, line {rows.line_num}: expected a CSV with the headings {','.join(types)}") from error
+        if int(number) not in names:
+            raise UserError(f"{where}: {labels} has no class for the label {number}")
+        rows.append((video, names[int(number)]))
+    return rows, list(names.values())
 
 
 def read_names(path):
@@ -380,281 +721,146 @@ def read_names(path):
     return dict(sorted(names.items()))
 
 
-# ---- Data sets ------------------------------------------------------------------------------------------------------
-# Each reader returns rows of (name of the video below `root`, label) and the class names, the same for both halves. Its
-# docstring says what belongs in `root`, to those who lack it.
-
-def words(name):
-    """A class name in camel case, with underscores or hyphens, as CLIP reads it best: "FlipAnEgg" -> "flip an egg"."""
-    return re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[_-]+", " ", unicodedata.normalize("NFC", name)).lower()
-
-
-def ucf101(root, split, train):
-    """UCF101 (Soomro et al., 2012): UCF-101/<Class>/*.avi and ucfTrainTestlist/*.txt. To fetch them (6.5 GB):
-    mkdir -p {root} && cd {root}
-    curl -LO https://www.crcv.ucf.edu/data/UCF101/UCF101.rar && unrar x UCF101.rar
-    curl -LO https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip && unzip UCF101Tr*.zip"""
-    lists, rows = root / "ucfTrainTestlist", []
-    names = [name for _, (name,) in read_lines(lists / "classInd.txt", r"[0-9]+\s+(\S+)", "'number Class'")]
-    label = {name.lower(): i for i, name in enumerate(names)}
-    path = lists / f"{'train' if train else 'test'}list{split:02}.txt"
-    for where, (clip, name) in read_lines(path, r"((\S+)/\S+)(?:\s+[0-9]+)?", "'Class/clip.avi', in training 'label'"):
-        if name.lower() not in label:
-            raise UserError(f"{where}: classInd.txt has no such class")
-        rows.append((f"UCF-101/{clip}", label[name.lower()]))
-    return rows, [words(name) for name in names]
-
-
-def hmdb51(root, split, train):
-    """HMDB51 (Kuehne et al., 2011): <class>/*.avi and testTrainMulti_7030_splits/<class>_test_split<1|2|3>.txt."""
-    lists, end = root / "testTrainMulti_7030_splits", f"_test_split{split}.txt"
-    names = sorted(name.removesuffix(end) for name in os.listdir(lists) if name.endswith(end) and not JUNK.match(name))
-    rows = [(f"{name}/{clip}", label) for label, name in enumerate(names)
-            for _, (clip, half) in read_lines(lists / f"{name}{end}", r"(.+?)\s+([012])", "'clip.avi' and 0, 1 or 2")
-            if half == ("1" if train else "2")]
-    return rows, [words(name) for name in names]
-
-
-def kinetics(root, split, train):
-    """Kinetics (Kay et al., 2017): train.csv, val.csv, and <id>_<start>_<end>.mp4 anywhere below train/ and val/."""
-    names = "val.csv", "validate.csv", "validation.csv"
-    paths = {True: root / "train.csv", False: root / next((name for name in names if (root / name).exists()), names[0])}
-    halves = {half: [row for _, row in read_csv(path, label=str, youtube_id=str, time_start=float, time_end=float)]
-              for half, path in paths.items() if half == train or path.exists()}
-    names = sorted({name for rows in halves.values() for name, *_ in rows})  # those of both halves
-    label, rows = {name: i for i, name in enumerate(names)}, []
-    for name, video, start, end in halves[train]:
-        start, end = start // 1, end // 1  # whole seconds
-        ways = f"{video}_{start:06.0f}_{end:06.0f}", f"{video}_{start:.0f}_{end:.0f}", video
-        clip = next((way for way in ways if match_key(way) in index_videos(root)), ways[0])
-        rows.append((f"{'train' if train else 'val'}/{clip}", label[name]))
-    return rows, names
-
-
-def ssv2(root, split, train):
-    """Something-Something v2: labels.json, train.json, validation.json and 20bn-something-something-v2/*.webm."""
-    path = root / "labels.json"
+def read_text(path):
+    """The text of a file in UTF-8, with or without a byte-order mark."""
     try:
-        number = {name: int(i) for name, i in json.loads(read_text(path)).items()}
-        names = sorted(number, key=number.get)
-        label = {name: i for i, name in enumerate(names)}
-        path = root / f"{'train' if train else 'validation'}.json"
-        rows = [(f"20bn-something-something-v2/{row['id']}.webm", label[re.sub(r"[\[\]]", "", row["template"])])
-                for row in json.loads(read_text(path))]  # "Holding [something]" is the class "holding something"
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: expected {{name: number}} or rows of id and template; {error!r}") from error
-    return rows, [name.lower() for name in names]
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: this is not UTF-8; save the file in that encoding") from error
 
 
-def folder(root, split, train):
-    """Your own videos: train/<class>/* and val/<class>/*, as files or folders of their frames."""
-    half = root / ("train" if train else "val")
-    known = root / "train" if (root / "train").is_dir() else half  # to evaluate, val/ is enough
-    classes = [path.name for path in sorted(known.iterdir()) if path.is_dir() and not JUNK.match(path.name)]
-    label, rows = {match_key(name): i for i, name in enumerate(classes)}, []
-    for video in find_videos(half):
-        name = match_key(str(video.relative_to(half).parent).split(os.sep)[0])  # "." in no folder of a class
-        if name not in label:
-            raise UserError(f"{video} belongs in the folder of a class of {known}, frames in a folder below that")
-        rows.append((str(video.relative_to(root)), label[name]))
-    return rows, [words(name) for name in classes]
-
-
-DATASETS = {"toy": ucf101, "ucf101": ucf101, "hmdb51": hmdb51, "k400": kinetics, "k600": kinetics, "ssv2": ssv2}
-
-
-def read_list(path, labels):
-    """A list of the original code, lines of "path label", and its class names, a CSV of id,name: rows and names."""
-    names, rows = read_names(labels), []
-    pattern, form = r'"?((?!# ).+?)"?[\s,;]+([0-9]+)(?:\.0*)?', "'path label', the label a number"
-    for where, (name, number) in read_lines(path, pattern, form):
-        if re.search(r"\.\w{2,4}[\s,;]+[0-9]+$", name):  # "file.avi 12 0": which number is the label?
+def read_lines(path, pattern, form):
+    """Yields "file, line" and the groups of `pattern` for each line. Skips comments and a heading. Raises UserError for
+    a line that does not have the `form`."""
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        line = line.strip()
+        where = f"{path}, line {number}: {line[:100]!r}"
+        match = re.fullmatch(pattern, line)
+        heading = number == 1 and re.match(".*(path|file|video).*label", line, re.IGNORECASE)
+        if match:
+            yield where, match.groups()
+        elif line and not line.startswith("# ") and not heading:
             raise UserError(f"{where}: expected {form}")
-        if int(number) not in names:
-            raise UserError(f"{where}: {labels} has no class for the label {number}")
-        rows.append((name, list(names).index(int(number))))
-    return rows, list(names.values())
 
 
-def read_dataset(name, root, split=1, train=False):
-    """Rows and class names of one half of a data set: a name in DATASETS, or the folder of your own videos. Raises
-    UserError, with what belongs in `root` and how to get it, if its lists are not there."""
-    reader, what = DATASETS.get(name, folder), name if name in DATASETS else "the data set"
-    if split > 1 and reader in (kinetics, ssv2, folder):
-        raise UserError(f"--split {split}: {name} has no official splits")
+def read_csv(path, **types):
+    """Yields "file, line" and the values of each row of a CSV; `types` gives the headings and the types of the values.
+    Raises UserError."""
+    rows = csv.DictReader(read_text(path).splitlines(), skipinitialspace=True, strict=True)
     try:
-        if name == "toy":
-            toy.draw.draw(root)  # if it is not there yet
-        return reader(root, split, train)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        missing, how = Path(error.filename).relative_to(root), "" if name == "toy" else reader.__doc__ or ""
-        raise UserError(f"{what} is not in {root}: {missing} is missing. {how.replace('{root}', str(root))}") from error
+        for row in rows:
+            yield f"{path}, line {rows.line_num}", [convert(row[name].strip()) for name, convert in types.items()]
+    except (KeyError, AttributeError, ValueError, csv.Error) as error:  # AttributeError: a row is too short
+        raise UserError(f"{path}, line {rows.line_num}: expected a CSV with the headings {','.join(types)}") from error
 
 
-def base_classes(rows, num_classes):
-    """The labels of the base classes: the half with the most training rows; of equals, those of higher label."""
-    counts = np.bincount([label for _, label in rows], minlength=num_classes)
-    return sorted(counts.argsort(kind="stable")[num_classes // 2 :].tolist())  # rounded up, as in the original lists
-
-
-def draw_shots(samples, shots, seed):
-    """`shots` samples of each class, or all that there are: the same for the same list and seed."""
-    order = np.random.default_rng(seed).permutation(len(samples))
-    labels = np.array([samples[i][1] for i in order])
-    drawn = np.concatenate([order[labels == label][:shots] for label in np.unique(labels)])
-    return [samples[i] for i in sorted(drawn)]
-
-
-def load_samples(args, train):
-    """Reads --data or a list, applies --labels, --classes and --shots, and finds the videos on disk: a list of (path,
-    label), and the class names. Raises UserError if two classes have one name, or no video is on disk."""
-    default = toy.draw.CACHE if args.data == "toy" else f"datasets/{args.data}" if args.data in DATASETS else args.data
-    root = Path(args.root or default or "").absolute()
-    path, half = (args.train_list, "training") if train else (args.val_list, "validation")
-    for file in filter(None, (path, args.labels)):
-        if not os.path.isfile(file):
-            raise UserError(f"{file}: there is no such file")
-    rows, classes = read_list(path, args.labels) if path else read_dataset(args.data, root, args.split, train)
-    names = list(read_names(args.labels).values()) if args.labels else classes
-    if len(names) != len(classes):
-        raise UserError(f"--labels {args.labels} has {len(names)} names, and {args.data} {len(classes)} classes")
-    same = Counter(" ".join(name.lower().split()) for name in names)  # as the tokenizer sees them
-    if len(same) < len(names):
-        raise UserError(f"two classes have the same name, {same.most_common(1)[0][0]!r}: no model can tell them apart")
-    if args.classes != "all":  # the training videos of split 1 decide, whichever are read
-        base = base_classes(read_dataset(args.data, root, train=True)[0], len(names))
-        kept = [label for label in range(len(names)) if (label in base) == (args.classes == "base")]
-        position = {label: i for i, label in enumerate(kept)}
-        rows = [(name, position[label]) for name, label in rows if label in position]
-        names = [names[label] for label in kept]
-    found = [(find_listed(root, name, unique=not path), root / name, label) for name, label in rows]
-    missing = [listed for video, listed, _ in found if not video]
-    if len(missing) == len(rows):
-        raise UserError(f"no {half} video is on disk; looked for {missing[0]}" if rows else
-                        f"{path or root} lists no videos")
-    if missing:
-        say(f"{len(missing)} of the {len(rows)} {half} videos are not on disk, such as {missing[0]}")
-    # Many videos of Kinetics have vanished from the web: they are left out. Others count as unreadable.
-    samples = [(video or listed, label) for video, listed, label in found if video or args.data not in ("k400", "k600")]
-    return draw_shots(samples, args.shots, args.seed) if train and args.shots else samples, names
-
-
-# ---- Loading --------------------------------------------------------------------------------------------------------
-
-class VideoDataset(Dataset):
-    """Clips by (epoch, index): a video uint8 [T, 3, S, S], its label, its index and the errors, "" if there were none.
-
-    In training, frames and crop are random unless `augment` is "none", and an unreadable video is replaced by the next
-    of the list. In evaluation an unreadable video is all zeros; the errors name each of them on its own line. `views` =
-    (V, K) gives [V * K, T, 3, S, S]: V clips with interleaved frames, and of each K = 1 (centre) or 3 crops. Clips are
-    not flipped if one of the `classes` tells left from right."""
-
-    def __init__(self, samples, num_frames, image_size, train, seed=0, classes=(), augment="crop", views=(1, 1)):
-        self.paths, self.labels = [str(path) for path, _ in samples], [label for _, label in samples]
-        self.num_frames, self.image_size, self.train = num_frames, image_size, train
-        self.seed, self.augment, self.views = seed, augment, views
-        self.flip = not any(re.search(r"\b(left|right)\b", name) for name in classes)  # Something-Something has some
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, key):
-        (epoch, first), (clips, crops), errors = key, self.views, []
-        video = torch.zeros(clips * self.num_frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
-        for attempt in range(100 if self.train else 1):
-            index = (first + attempt) % len(self)
-            rng = np.random.default_rng([self.seed, epoch, index]) if self.train and self.augment != "none" else None
-            try:
-                video = read_video(self.paths[index], len(video), rng, round(self.image_size * SHORT_SIDE))
-                break
-            except UserError as error:
-                errors.append(str(error))
-        if rng:
-            video = random_crop(video, self.image_size, rng, self.flip)
-        else:
-            # The frames are the middles of V * T segments. Clip v takes the segments v, v + V, v + 2 V and so on.
-            video = center_crop(video, self.image_size)[None] if crops == 1 else three_crops(video, self.image_size)
-            video = video.unflatten(1, (self.num_frames, clips)).transpose(1, 2).flatten(0, 1)  # [K * V, T, 3, S, S]
-            video = video[0] if self.train else video
-        return video, self.labels[index], index, "\n".join(errors)
-
-
-def training_batches(length, batch_size, epochs, seed, rank=0, world=1, micro_batch=None):
-    """The training order: yields lists of (epoch, index), the micro-batches of process `rank` of `world`. In each epoch
-    the videos are shuffled and cut into whole batches, and each process gets an equal share of every batch."""
-    for epoch in range(epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(length)[: length // batch_size * batch_size]
-        share = order.reshape(-1, world, batch_size // world)[:, rank]  # [batches, videos of each]
-        for indices in share.reshape(-1, micro_batch or batch_size // world).tolist():
-            yield [(epoch, index) for index in indices]
-
-
-def make_loader(clips, batches, workers):
-    """A DataLoader of batches of what a VideoDataset gives: videos uint8, labels and indices int64, errors strings."""
-    return DataLoader(clips, batch_sampler=batches, num_workers=workers, pin_memory=torch.cuda.is_available(),
-                      persistent_workers=workers > 0)
-
-
-# ---- Command line, and a look at a data set -------------------------------------------------------------------------
+# ---- Shared by the command lines of all scripts ---------------------------------------------------------------------
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose help begins with the docstring of the script and whose errors are one line."""
+    """An argparse parser whose flags have no defaults, so that it returns only what was typed. `--help` shows the
+    settings `paper` and `tiny` of a script. Errors are one line."""
 
-    def __init__(self, doc, usage="python %(prog)s [flags]", **options):
-        super().__init__(usage=usage, description=doc, allow_abbrev=False, **options,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)
+    def __init__(self, doc, paper, tiny):
+        super().__init__(usage="python %(prog)s [flags]", description=doc, argument_default=argparse.SUPPRESS,
+                         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        self.paper = paper
+        self.tiny = tiny
+        self.group = self
+
+    def section(self, title):
+        """Starts a new section of the help text."""
+        self.group = self.add_argument_group(title)
+
+    def flag(self, name, help, kind=str, **options):
+        """Adds a flag. `kind` is a function that converts the text, a tuple of choices, or bool for a switch."""
+        setting = name.strip("-").replace("-", "_")
+        default, tiny = self.paper[setting], self.tiny[setting]
+        if default and default == tiny:
+            help = f"{help} (default: {default})"
+        elif default:
+            help = f"{help} (default: {default}; tiny: {tiny})"
+        if kind is bool:
+            options["action"] = "store_true"
+        elif isinstance(kind, tuple):
+            options |= {"choices": kind, "type": type(kind[0])}
+        else:
+            options |= {"type": kind, "metavar": kind.__name__.upper()}
+        self.group.add_argument(name, help=help, **options)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
 def at_least(minimum, kind=int, maximum=math.inf):
-    """A type for argparse: a finite number of `kind` from `minimum` to `maximum`."""
+    """A kind of flag: a finite number from `minimum` to `maximum`."""
     def number(text):
-        if not minimum <= kind(text) <= maximum or math.isinf(kind(text)):  # NaN is in no range
+        value = kind(text)
+        if not minimum <= value <= maximum or math.isinf(value):  # NaN is in no range
             raise argparse.ArgumentTypeError(f"{text} is not in the range from {minimum} to {maximum}")
-        return kind(text)
+        return value
     return number
 
 
-def name_or_folder(text):
-    """A type for argparse: a name in DATASETS or the absolute path of a folder."""
-    if text not in DATASETS and not os.path.isdir(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a folder nor one of {', '.join(DATASETS)}")
-    return text if text in DATASETS else os.path.abspath(text)
+def name_or_path(names, exists):
+    """A kind of flag: one of `names`, or a path that `exists`, made absolute."""
+    def path(text):
+        if text in names:
+            return text
+        if not exists(text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not on disk, and not one of {', '.join(names)}")
+        return os.path.abspath(text)
+    return path
 
 
-def add_arguments(parser, name="--data", training=False):
-    """Adds the flags about data: with `training` those of training videos, else several splits, lists and classes."""
-    add = parser.add_argument_group("data").add_argument
-    several = {} if training else dict(nargs="+")
-    add(name, nargs=None if name.startswith("-") else "?", type=name_or_folder, metavar="DATA",
-        help=f"{', '.join(DATASETS)}, or a folder of train/<class>/*, val/<class>/*; by default toy")
-    add("--root", type=os.path.abspath, metavar="FOLDER", help="where DATA is, by default datasets/DATA")
-    add("--split", type=int, choices=(1, 2, 3), default=1 if training else [1], help="split, 1 by default", **several)
-    add("--classes", choices=("all", "base", "novel"), default="all" if training else ["all"], **several,
-        help="base: the half with the most training videos; novel: the others (default: %(default)s)")
-    add("--val-list", type=os.path.abspath, metavar="FILE", help="lines 'path label', in place of a split", **several)
-    add("--labels", type=os.path.abspath if training else str, metavar="FILE", **several,
-        help="names of the classes, a CSV of id,name: for lists, or in place of those of DATA")
-    add("--frames", type=at_least(1), metavar="N", help="frames sampled from a video (default: %(default)s)")
+def file_or_names(text):
+    """A kind of flag: a file, made absolute, or any other text."""
+    return os.path.abspath(text) if os.path.isfile(text) else text
+
+
+data_set = name_or_path(DATASETS, os.path.isdir)
+DATA_HELP = f"{', '.join(DATASETS)}, or a folder with train/<class>/* and val/<class>/*"
+
+
+def add_data_flags(parser, training, several=None):
+    """Adds the flags about data: those of `training`, or of evaluation. `several`: nargs="+" for several splits."""
+    parser.flag("--root", "where the videos and the lists of the data set are; by default datasets/DATA", os.path.abspath)
+    parser.flag("--split", "official split of UCF101 or HMDB51", (1, 2, 3), nargs=several)
+    parser.flag("--classes", "base: the half of the classes with the most training videos; novel: the other half",
+                ("all", "base", "novel"), nargs=several)
+    parser.flag("--val-list", "validation videos, instead of a split: lines of 'path label', paths below --root; needs "
+                "--labels", os.path.abspath, nargs=several)
+    parser.flag("--labels", "class names: a CSV of id,name, or a text file with a name on each line", file_or_names,
+                nargs=several)
+    parser.flag("--frames", "frames sampled from each video", at_least(1))
     if training:
-        add("--train-list", type=os.path.abspath, metavar="FILE", help="as --val-list, for training")
-        add("--shots", type=at_least(1), metavar="N", help="use at most N training videos of each class")
-        add("--augment", choices=("none", "crop", "color", "mix"), metavar="HOW",
-            help="crop: random frames, crop, flip; color: also colours; mix: also mixup, CutMix (default: %(default)s)")
-        add("--seed", type=at_least(0), metavar="N", default=1024, help="random seed (default: %(default)s)")
+        parser.flag("--train-list", "training videos, in the same form", os.path.abspath)
+        parser.flag("--shots", "training videos of each class; by default all", at_least(1))
+        parser.flag("--augment", "none: frames and crop as in evaluation; crop: random frames, crop and flip; color: "
+                    "also colour jitter; mix: also mixup and CutMix", ("none", "crop", "color", "mix"))
+        parser.flag("--seed", "random seed", at_least(0))
 
 
 def check_lists(parser, args):
-    lists = args.val_list, getattr(args, "train_list", args.val_list)  # evaluate.py has the first alone
-    if any(lists) and not (all(lists) and args.labels and args.classes in ("all", ["all"])):
-        parser.error("lists need --val-list, --labels and, in training, --train-list, and no --classes")
+    """Refuses lists that are given in part, or along with flags that they replace."""
+    if args.val_list and not args.labels:
+        parser.error("--val-list needs --labels")
+    if args.val_list and args.classes not in ("all", ["all"]):
+        parser.error("--classes does not go with lists")
+    if hasattr(args, "train_list") and bool(args.train_list) != bool(args.val_list):
+        parser.error("give both --train-list and --val-list")
+
+
+def process(variable, default=0):
+    """RANK, LOCAL_RANK or WORLD_SIZE if torchrun started this process. What else has set them does not matter."""
+    if torch.distributed.is_torchelastic_launched():
+        return int(os.environ[variable])
+    return default
 
 
 def rank():
-    """The number of this process, one of torchrun's; 0 is the main one, which prints and writes."""
-    return int(os.environ.get("RANK", 0))
+    """The number of this process; 0 is the main process, which prints and writes."""
+    return process("RANK")
 
 
 def say(text=""):
@@ -663,11 +869,39 @@ def say(text=""):
         tqdm.write(str(text))
 
 
+@contextlib.contextmanager
+def disk_errors(path):
+    """Turns what the disk refuses into a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Yields a temporary path beside `path`, and renames it at the end: a kill or a full disk leaves the previous file.
+    Raises UserError if it cannot be written."""
+    temporary = path.with_name(f"unfinished-{path.name}")
+    try:
+        with disk_errors(path):
+            yield temporary
+            temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_json(path, content):
+    with writing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+
+
 def run(main, *errors):
-    """Runs `main`. A mistake of the user (UserError, and the types in `errors`), a missing file that the command line
-    names, too little memory and Ctrl-C end in one line on stderr. A mistake in the code shows its traceback."""
+    """Runs the `main` of a script. UserError and the types in `errors`, a file that may not be read, too little memory
+    and Ctrl-C end in one line on stderr. All other errors show their traceback: they are mistakes in the code."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names of files need not be valid text
+        stream.reconfigure(errors="backslashreplace")  # file names may not be valid text
     try:
         main()
         if torch.distributed.is_initialized():
@@ -675,65 +909,69 @@ def run(main, *errors):
         return
     except (UserError, *errors) as error:
         message = str(error)
-    except OSError as error:
-        if os.path.abspath(error.filename or "/") not in (os.path.abspath(part.split("=")[-1]) for part in sys.argv):
-            raise
+    except PermissionError as error:
         message = f"{error.filename}: {error.strerror}"
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
             raise
-        message = "out of memory; try fewer --frames, or a smaller --micro-batch, in evaluate.py --batch-size"
+        message = "out of memory; try fewer --frames, or a smaller --micro-batch or --batch-size"
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(f"{Path(sys.argv[0]).name}: error: {message}")
 
 
-def picture_grid(rows, tile=128):
-    """A picture of some rows, each a (title, frames uint8 [T, 3, S, S]), with frames of `tile` x `tile` pixels."""
-    step, left = tile + 2, 210  # pixels from frame to frame, and for the titles
-    sheet = Image.new("RGB", (left + step * max(len(frames) for _, frames in rows), step * len(rows)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
+# ---- A look at a data set -------------------------------------------------------------------------------------------
+
+def save_grid(rows, path, tile=128):
+    """Draws a picture with a row for each (title, frames uint8 [T, 3, S, S]); a frame has `tile` x `tile` pixels."""
+    left = 210  # pixels for the titles
+    columns = max(len(frames) for _, frames in rows)
+    sheet = Image.new("RGB", (left + tile * columns, tile * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
     for y, (title, frames) in enumerate(rows):
-        draw.text((8, y * step + tile // 2), textwrap.fill(title, 24), "black", font, anchor="lm")
-        for x, frame in enumerate(frames):
-            sheet.paste(to_pil_image(frame).resize((tile, tile)), (left + x * step, y * step))
-    return sheet
+        draw.text((8, tile * (y + 0.5)), textwrap.fill(title, 24), "black", font_size=16, anchor="lm")
+        frames = pad(resize(frames, [tile - 2, tile - 2]), [1], fill=255)
+        sheet.paste(to_pil_image(torch.cat(list(frames), dim=2)), (left, tile * y))
+    with writing(path) as temporary:
+        sheet.save(temporary)
+    say(f"drawn: {path}")
+
+
+def show_half(half, samples, names):
+    """Prints the counts of one half of a data set, and which of a hundred of its videos cannot be read."""
+    sizes = np.bincount([label for _, label in samples], minlength=len(names))
+    say(f"{half}:\n  {len(samples)} videos of {len(names)} classes, {names[0]} ... {names[-1]}: "
+        f"{sizes.min()} to {sizes.max()} of each")
+    dataset = VideoDataset(samples, num_frames=1, image_size=8, train=False)
+    keys = [(0, index) for index in range(0, len(samples), math.ceil(len(samples) / 100))]
+    clips = thread_map(dataset.__getitem__, keys, max_workers=os.cpu_count(), desc="read", leave=False, disable=None)
+    errors = [error for _, _, _, error in clips if error]
+    say(f"  {len(keys)} tried: {len(errors)} unreadable")
+    for error in errors:
+        say(f"  unreadable {error}")
 
 
 def main():
-    """Shows what is on disk: counts, missing and unreadable files, a contact sheet."""
-    parser = Parser(__doc__, usage="python %(prog)s [DATA] [flags]")
-    add_arguments(parser, "data", training=True)
-    parser.set_defaults(frames=8, augment="crop")
-    parser.add_argument("--check-all", action="store_true", help="read every video, not just a hundred")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="the contact sheet to draw, by default DATA.png")
-    args = parser.parse_args()
-    check_lists(parser, args)
-    args.data = args.data or (None if args.val_list else "toy")
-    halves = {"training": load_samples(args, train=True), "validation": load_samples(args, train=False)}
+    settings = dict(data="toy", root=None, split=1, out=None)
+    parser = Parser(__doc__, settings, settings)
+    parser.flag("data", DATA_HELP, nargs="?", default="toy")
+    parser.flag("--root", "where it is; by default datasets/DATA", Path)
+    parser.flag("--split", "official split of UCF101 or HMDB51", (1, 2, 3))
+    parser.flag("--out", "the picture to draw; by default DATA.png", Path)
+    args = SimpleNamespace(**settings | vars(parser.parse_args()))
+    training, names = load_samples(args.data, args.root, args.split, train=True)
+    validation, _ = load_samples(args.data, args.root, args.split)
+    show_half("training", training, names)
+    show_half("validation", validation, names)
 
-    for half, (samples, names) in halves.items():
-        sizes = np.bincount([label for _, label in samples], minlength=len(names))
-        say(f"{half}:\n  {len(samples)} videos of {len(names)} classes, {names[0]} ... {names[-1]}: "
-            f"{sizes.min()} to {sizes.max()} of each")
-        clips = VideoDataset(samples, num_frames=1, image_size=8, train=False)
-        keys = [(0, index) for index in range(0, len(samples), 1 if args.check_all else math.ceil(len(samples) / 100))]
-        tried = thread_map(clips.__getitem__, keys, max_workers=os.cpu_count(), desc="read", leave=False, disable=None)
-        errors = [error for _, _, _, error in tried if error]
-        say(f"  {len(keys)} tried: {len(errors)} unreadable" + "".join(f"\n  unreadable {error}" for error in errors))
-
-    samples, names = halves["training"]
-    size, rows = 64 if args.data == "toy" else 224, []
-    clips = VideoDataset(samples, args.frames, size, True, args.seed, names, args.augment)
-    for index in np.linspace(0, len(clips) - 1, min(len(clips), 10)).astype(int).tolist():  # spread over the classes
-        video, label, index, _ = clips[0, index]
-        if args.augment in ("color", "mix"):
-            video = change_colors(video[None], args.seed, 0, [index])[0]
+    image_size = 64 if args.data == "toy" else 224
+    dataset = VideoDataset(training, 8, image_size, train=True, classes=names)
+    rows = []
+    for index in np.linspace(0, len(training) - 1, 10).astype(int).tolist():
+        video, label, _, _ = dataset[0, index]
         rows.append((names[label], video))
-    out = args.out or Path(f"{Path(args.data or args.train_list).stem}.png")
-    picture_grid(rows).save(out)
-    say(f"{out} shows some training videos as a model sees them before they are mixed, with --augment {args.augment}")
+    save_grid(rows, args.out or Path(f"{Path(args.data).resolve().name}.png"))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Bridge and prompt (section 3.2): where there is little data, the model stays as it is and prompts are learned.
+"""Bridge and prompt (section 3.2 of the paper): with little data, the model stays as it is and prompts are learned.
 
-The bridge is CLIP fine-tuned on many videos (train.py). It is frozen, and the sequences of both encoders get learned
-tokens, P_v and P_t, n_ctx of each, that take part in attention like all others:
+The bridge is CLIP fine-tuned on many videos (train.py). It is frozen, and learned tokens are added to the sequences of
+both encoders, P_v and P_t, n_ctx of each. They take part in attention like all other tokens:
 
     image encoder, layer i    [class | patches of a frame | P_v,i]
     text encoder, layer i     [start | P_t,i | class name | end]
 
-Each of the first `depth` layers has its own; deeper layers treat them like all other tokens. They are the only trained
-parameters, and the loss is that of train.py:
+Each of the first `depth` layers has its own; in deeper layers they are processed like the other tokens. Nothing else is
+trained, and the loss is that of train.py:
 
     logits = exp(logit_scale) * cos(mean over time of encode_image(frames, P_v), encode_text("{class}.", P_t))
 
-A few videos are enough for so few parameters, and as these belong to no class, classes without videos profit too.
+So few parameters need few videos. The prompts belong to no class, so classes without videos benefit too.
 
     python prompt.py                                                          the toy, prompts for the tiny CLIP
     python prompt.py --data hmdb51 --shots 4 --weights runs/k400/best.pt      few shots, the default recipe
@@ -22,56 +22,68 @@ import torch
 
 import clip
 import data
+import evaluate
 import train
 from data import UserError
 
-# The paper's few-shot row
-PAPER = dict(frames=32, batch_size=64, epochs=50, warmup_epochs=5, lr=8e-3, augment="mix", ctx=[10, 10], depth=[12, 12])
+# The paper's few-shot experiment. ctx and depth: number of tokens and of layers, of the image and the text encoder.
+PAPER = train.PAPER | dict(
+    tune="prompts", template="{}.", ctx=[10, 10], depth=[12, 12],
+    batch_size=64, epochs=50, warmup_epochs=5, lr=8e-3,
+)
 # The tiny model sees a frame as 17 tokens, not 197. It reads letters: nine text prompts can be "a photo of a".
-TINY = dict(frames=8, batch_size=8, epochs=20, warmup_epochs=2, lr=8e-3, augment="crop", ctx=[1, 9], depth=[3, 3],
-            shots=2)
+TINY = train.TINY | PAPER | dict(
+    ctx=[1, 9], depth=[3, 3], shots=2, frames=8, augment="crop",
+    batch_size=8, epochs=20, warmup_epochs=2, micro_batch=32,
+)
 
 
 def make_prompts(model, ctx, depth, seed):
-    """New prompts for both encoders, tensors [depth, n_ctx, width] or None for n_ctx 0; ctx and depth are (vision,
-    text). Normal, std 0.02; text prompts as few as the tokens of "a photo of a" start as these in the first layer."""
+    """New prompts for both encoders, tensors [depth, n_ctx, width], or None for n_ctx 0; ctx and depth are (vision,
+    text). Normal, std 0.02. If there are no more text prompts than tokens in "a photo of a", they start as these."""
     generator = torch.Generator().manual_seed(seed)
-    words = model.token_embedding(model.tokenizer(["a photo of a"]).to(model.logit_scale.device))[0, 1:-1].detach()
-    prompts = []
-    for n_ctx, layers, width in zip(ctx, depth, (len(model.visual.proj), len(model.text_projection))):
-        prompt = torch.randn(layers, n_ctx, width, generator=generator) * 0.02
-        prompts.append(prompt.to(words) if n_ctx else None)
-    if 0 < ctx[1] <= len(words):
-        prompts[1][0] = words[: ctx[1]]
-    return prompts
+    device = model.logit_scale.device
+    visual = torch.randn(depth[0], ctx[0], len(model.visual.proj), generator=generator) * 0.02
+    text = torch.randn(depth[1], ctx[1], len(model.text_projection), generator=generator) * 0.02
+    words = model.tokenizer(["a photo of a"])[0, 1:-1].to(device)
+    if ctx[1] <= len(words):
+        text[0] = model.token_embedding(words[: ctx[1]])
+    return visual.to(device) if ctx[0] else None, text.to(device) if ctx[1] else None
 
 
-def prepare(model, args, new):
-    """Gives a model prompts, unless it is that of an interrupted run and has them, and freezes all else."""
-    if new:
-        if model.visual_prompts is not None or model.text_prompts is not None:
-            raise UserError(f"{args.weights} has prompts already: give the weights that they were learned for")
-        if args.ctx[1] > len(model.positional_embedding) // 2:
-            raise UserError(f"--ctx {args.ctx[1]}: too many text prompts, over half of the text encoder's positions")
-        vision, text = len(model.visual.transformer.resblocks), len(model.transformer.resblocks)
-        if args.depth[0] > vision or args.depth[1] > text:
-            raise UserError(f"--depth {args.depth[0]} {args.depth[1]}: the encoders have {vision} and {text} layers")
-        model.set_prompts(*make_prompts(model, args.ctx, args.depth, args.seed))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in ("visual_prompts", "text_prompts"))
-    args.fusion = model.fusion
+def add_prompts(model, args):
+    """Gives a model new prompts. Raises UserError if it has some, or too few layers."""
+    if model.visual_prompts is not None or model.text_prompts is not None:
+        raise UserError(f"{args.weights} has prompts already: give the weights that they were learned for")
+    layers = [len(model.visual.transformer.resblocks), len(model.transformer.resblocks)]
+    if args.depth[0] > layers[0] or args.depth[1] > layers[1]:
+        raise UserError(f"--depth {args.depth}: the encoders have {layers} layers")
+    model.set_prompts(*make_prompts(model, args.ctx, args.depth, args.seed))
 
 
 def main():
-    parser = train.make_parser(__doc__)
-    parser.set_defaults(tune="prompts", template="{}.")
-    add = parser.add_argument_group("prompts").add_argument
-    add("--ctx", type=data.at_least(0), nargs=2, metavar=("VISION", "TEXT"), help="tokens, or 0 (default: %(default)s)")
-    add("--depth", type=data.at_least(1), nargs=2, metavar=("VISION", "TEXT"), help="layers (default: %(default)s)")
-    args = train.parse_args(parser, PAPER, TINY)
-    if not any(args.ctx):
-        parser.error("no prompts are left to be learned: --ctx 0 0")
-    train.run(args, prepare)
+    parser = train.make_parser(__doc__, PAPER, TINY)
+    parser.section("prompts")
+    parser.flag("--ctx", "prompt tokens in the image and the text encoder, or 0", data.at_least(0), nargs=2)
+    parser.flag("--depth", "layers with prompts of their own, in the image and the text encoder", data.at_least(1),
+                nargs=2)
+    args = train.parse_args(parser)
+    if args.ctx == [0, 0]:
+        parser.error("nothing to train: --ctx 0 0")
+    device = evaluate.start(args)
+    samples, val_samples, classes = data.load_halves(args)
+    model, state = train.open_run(args, device, samples, classes)
+    val_loader = evaluate.test_loader(val_samples, args.frames, model.image_size, args.micro_batch, args.workers)
+    if not state.validations:
+        train.validate(args, model, state, val_loader)  # before training
+        add_prompts(model, args)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in ("visual_prompts", "text_prompts"))
+    model.template = args.template
+    train.describe(args, model, state)
+    with train.resumable(args):
+        train.train(args, model, state, samples, val_loader)
+    train.report(args, state)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Fine-tuning CLIP on videos (section 3.1): both encoders, plain cross entropy, nothing else.
+"""Fine-tuning CLIP on videos (section 3.1 of the paper): both encoders, plain cross entropy, nothing else.
 
     logits = exp(logit_scale) * cos(mean over time of encode_image(frames), encode_text("a photo of a {class}."))
     loss   = cross entropy(logits, class), with label smoothing
 
-Because the frame embeddings are averaged before the comparison, a model of single images learns from videos: the
-gradient of one video's loss reaches all its frames together. The recipe is that of the original code: AdamW, a linear
-warm-up and a cosine to a hundredth of the learning rate, mixup or CutMix, and the word embeddings are not trained.
+The frame embeddings are averaged before the comparison. So a model of single images learns from videos: the gradient of
+one video's loss reaches all its frames together. The recipe is that of the original code: AdamW, a linear warm-up, a
+cosine down to a hundredth of the learning rate, and mixup or CutMix. The word embeddings are not trained.
 
     python train.py                                       the toy: a minute and a half on two CPU cores
     python train.py --data ucf101 --gpus 1
-    python train.py --resume runs/ucf101                  go on with an interrupted run
+    python train.py --resume runs/ucf101                  continue an interrupted run
 """
 import contextlib
 import itertools
@@ -30,131 +30,23 @@ import data
 import evaluate
 from data import UserError, rank, say
 
-# The zero-shot row of the paper's experiments, and what suits a model of a hundredth of the size
-PAPER = dict(frames=32, batch_size=256, epochs=10, warmup_epochs=5, lr=8e-6, augment="mix")
-TINY = dict(frames=8, batch_size=32, epochs=10, warmup_epochs=1, lr=8e-4, augment="crop")
+# The settings of the paper's zero-shot experiment, and those that suit a model of a hundredth of the size. The flags of
+# `main` have the same names and explain them.
+PAPER = dict(
+    data=None, root=None, split=1, classes="all", train_list=None, val_list=None, labels=None,
+    model=None, weights=None, template="a photo of a {}.", tune="both", fusion="embedding",
+    frames=32, shots=None, augment="mix", seed=1024,
+    batch_size=256, epochs=10, warmup_epochs=5, lr=8e-6,
+    gpus=None, workers=min(evaluate.CORES, 8), amp=None, micro_batch=8, checkpoint_activations=False, compile=False,
+    out=None, resume=None, save_minutes=15,
+)
+TINY = PAPER | dict(frames=8, augment="crop", batch_size=32, warmup_epochs=1, lr=8e-4, micro_batch=32)
 
-WEIGHT_DECAY, LABEL_SMOOTHING = 1e-3, 0.1  # in all experiments
+WEIGHT_DECAY = 1e-3  # in all experiments
+LABEL_SMOOTHING = 0.1
 MAX_LOGIT_SCALE = math.log(100)  # OpenAI's bound: exp(logit_scale) <= 100
 MAX_UNREADABLE = 0.05  # of the videos seen
 BAR = "{percentage:3.0f}% {bar:20} {elapsed} < {remaining} left{postfix}"
-
-# ---- Command line ---------------------------------------------------------------------------------------------------
-
-# Flags that may change when a run is resumed. Others would change the result.
-MAY_CHANGE = {"data", "root", "train_list", "val_list", "labels", "workers", "gpus", "micro_batch", "compile",
-              "checkpoint_activations", "save_minutes", "out", "resume"}
-
-
-def make_parser(doc):
-    """The flags that training of any kind has."""
-    parser = data.Parser(doc)
-    parser.set_defaults(script=parser.prog)
-    evaluate.add_arguments(parser, training=True)
-    add = parser.add_argument_group("recipe").add_argument
-    add("--epochs", type=data.at_least(1), metavar="N", help="passes over the data (default: %(default)s)")
-    add("--warmup-epochs", type=data.at_least(0, float), metavar="X",
-        help="until the learning rate is at its highest (default: %(default)s)")
-    add("--lr", type=data.at_least(0, float), metavar="X", help="highest learning rate (default: %(default)s)")
-    add = parser.add_argument_group("run").add_argument
-    add("--micro-batch", type=data.at_least(1), metavar="N", help="videos on a GPU at once, by default 8; of tiny all")
-    add("--checkpoint-activations", action="store_true", help="compute them twice: less memory, a third more time")
-    add("--compile", action="store_true", help="compile both encoders: slower to start, then faster")
-    add("--out", type=Path, metavar="FOLDER", help="for checkpoints and log, by default runs/DATA")
-    add("--resume", type=Path, metavar="FOLDER", help="go on with the run in FOLDER, with its arguments")
-    add("--save-minutes", type=data.at_least(0, float), metavar="X", default=15.0,
-        help="save at least this often (default: %(default)s)")
-    return parser
-
-
-def parse_args(parser, paper, tiny):
-    """The arguments of a run; the defaults of a resumed one are its own. Ends wrong calls with exit status 2."""
-    given, *_ = evaluate.first_look(parser, paper, tiny)
-    saved = {}
-    if given.resume:
-        try:
-            saved = dict(json.loads(Path(given.resume, "args.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            parser.error(f"--resume: there is no run in {given.resume}, its args.json cannot be read ({error})")
-        if saved.get("script") != parser.prog:
-            parser.error(f"--resume: {given.resume} is a run of {saved.get('script')}")
-        parser.set_defaults(**saved)
-    args = parser.parse_args()
-    for name, value in saved.items():
-        if name not in MAY_CHANGE and getattr(args, name) != value:
-            flag = f"--{name.replace('_', '-')}"
-            parser.error(f"{flag} is {value!r} in {args.resume} and cannot become {getattr(args, name)!r}")
-    data.check_lists(parser, args)
-    if not args.resume and args.out and (args.out / "last.pt").exists():
-        parser.error(f"--out {args.out} holds a run already; go on with it by --resume, or choose another folder")
-    args.out = args.resume or args.out
-    if not args.out:
-        name = Path(args.data or args.train_list).stem
-        folders = (Path("runs", f"{name}-{i}" if i > 1 else name) for i in itertools.count(1))
-        args.out = next(folder for folder in folders if not folder.exists())
-    evaluate.choose_device(parser, args)
-    share, rest = divmod(args.batch_size, args.world)
-    args.micro_batch = min(args.micro_batch or (share if args.model == "tiny" else math.gcd(share, 8)), share)
-    if rest or share % args.micro_batch:
-        parser.error(f"--batch-size {args.batch_size} must be a multiple of the processes times --micro-batch")
-    if args.augment == "mix" and args.micro_batch % data.GROUP:
-        parser.error(f"--augment mix takes clips in groups of {data.GROUP}, not of {args.micro_batch}: "
-                     "choose another --batch-size or --micro-batch, or --augment color")
-    if args.warmup_epochs >= args.epochs:
-        say(f"warning: the learning rate never reaches --lr in {args.epochs} epochs: lower --warmup-epochs")
-    return args
-
-
-# ---- What a run leaves ----------------------------------------------------------------------------------------------
-
-def save(path, model, args, state, optimizer=None, scaler=None):
-    """Saves the model, what it takes to use it and, with an optimizer, to resume the run; in the main process. The file
-    is written beside its place and then renamed: a kill or a full disk leaves the old one whole."""
-    content = {"model": model.state_dict(), "mean": model.mean, "std": model.std, "template": model.template,
-               "fusion": model.fusion, "args": vars(args) | {"out": str(args.out), "resume": None}, **vars(state)}
-    if optimizer:
-        content |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-    if rank() == 0:
-        temporary = path.with_suffix(".tmp")
-        try:
-            torch.save(content, temporary)
-            temporary.replace(path)
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError for what the disk reports
-            temporary.unlink(missing_ok=True)
-            raise UserError(f"cannot write {path}, is the disk full? A previous one is intact. ({error})") from error
-
-
-def log(args, **record):
-    """Appends a record to log.jsonl, in the main process; of a step that a resumed run repeats, the last counts."""
-    if rank() == 0:
-        with open(args.out / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-
-def draw_curves(folder, state):
-    """Draws curves.png: the loss of each step, and the accuracy before training and after each epoch."""
-    from matplotlib.figure import Figure
-
-    picture = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = picture.subplots(1, 2)
-    left.plot(state.losses, linewidth=1)
-    left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
-    right.plot([(result["top1"], result["top5"]) for result in state.validations], "o-", label=["top-1", "top-5"])
-    right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
-    right.legend(loc="lower right")
-    picture.savefig(folder / "curves.png", dpi=120)
-
-
-def describe(args, model, state):
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    before = state.validations[0]
-    say(f"""\
-model      {args.weights or args.model}, {trained:,} parameters to train ({args.tune}), prompt {args.template!r}
-data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(state.classes)}
-videos     {state.videos} to train, {before["count"]} to validate; {args.frames} frames, {model.image_size} pixels
-training   {args.epochs} epochs, {args.batch_size} videos a batch, learning rate {args.lr:g}, --augment {args.augment}
-machine    {args.world} x {model.logit_scale.device.type}, {args.micro_batch} videos at once, --amp {args.amp}
-results    {args.out}""")
 
 
 # ---- Training -------------------------------------------------------------------------------------------------------
@@ -172,21 +64,128 @@ def learning_rate(step, steps, warmup_steps, peak):
     return floor + (peak - floor) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def choose_parameters(model, args, new):
-    """Freezes the word embeddings and, where one encoder alone is tuned, the other and logit_scale."""
-    for name, parameter in model.named_parameters():
-        encoder = "both" if name == "logit_scale" else "image" if name.startswith("visual") else "text"
-        parameter.requires_grad_(args.tune in ("both", encoder) and name != "token_embedding.weight")
+def train(args, model, state, samples, val_loader):
+    """Trains the parameters of a CLIP that require a gradient, and validates after every epoch.
+
+    `samples` are the training videos, (path, label). `state` is that of `open_run` and is updated: what a run needs to
+    be resumed. Leaves log.jsonl, curves.png, last.pt and best.pt in the folder args.out."""
+    device = model.logit_scale.device
+    steps_per_epoch = len(samples) // args.batch_size
+    steps = args.epochs * steps_per_epoch
+    warmup_steps = args.warmup_epochs * steps_per_epoch
+    micro_steps = args.batch_size // args.world // args.micro_batch  # forward and backward passes of an optimizer step
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=args.lr, betas=(0.9, 0.98), eps=1e-8, weight_decay=WEIGHT_DECAY, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+    if state.step:  # a resumed run
+        last = torch.load(args.out / "last.pt", map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(last["optimizer"])
+        scaler.load_state_dict(last["scaler"])
+    network = DistributedDataParallel(model) if args.world > 1 else model
+
+    dataset = data.VideoDataset(samples, args.frames, model.image_size, train=True, seed=args.seed,
+                                classes=state.classes, augment=args.augment)
+    batches = data.training_batches(
+        len(samples), args.batch_size, args.epochs, args.seed, rank(), args.world, args.micro_batch)
+    batches = itertools.islice(batches, state.step * micro_steps, None)  # a resumed run has read the first ones
+    loader = iter(data.make_loader(dataset, batches, args.workers))
+    tokens = evaluate.class_tokens(model, state.classes)  # [C, L]
+    bar = tqdm(total=steps, initial=state.step, bar_format=BAR, disable=rank() > 0 or None)  # None: on terminals only
+    saved = time.perf_counter()
+
+    while state.step < steps:
+        begin = time.perf_counter()
+        wait = 0.0
+        loss_sum = 0.0
+        errors = []
+        lr = learning_rate(state.step, steps, warmup_steps, args.lr)
+        optimizer.param_groups[0]["lr"] = lr
+        model.train()
+
+        for i in range(micro_steps):
+            # Load uint8 videos [B, T, 3, S, S] and their labels [B]
+            waiting = time.perf_counter()
+            video, label, index, unreadable = next(loader)
+            wait += time.perf_counter() - waiting
+            for lines in unreadable:
+                errors += lines.splitlines()
+            video = video.to(device, non_blocking=True)
+            label = label.to(device, non_blocking=True)
+
+            # Augment and normalise on the device; the target [B, C] has a probability for each class
+            if args.augment in ("color", "mix"):
+                video = data.change_colors(video, args.seed, state.step // steps_per_epoch, index.tolist())
+            video = model.normalize(video)
+            target = F.one_hot(label, len(state.classes)).float()
+            if args.augment == "mix":  # groups are numbered in the whole batch, however it is divided
+                first_group = (rank() * micro_steps + i) * args.micro_batch // data.GROUP
+                video, target = data.mix(video, target, args.seed, state.step, first_group)
+            if model.fusion == "image":  # every frame is an example
+                target = target.repeat_interleave(args.frames, dim=0)
+
+            # Forward, loss, backward. Gradients add up; DDP averages them over the processes in the last pass
+            last_pass = i == micro_steps - 1
+            with contextlib.nullcontext() if last_pass or args.world == 1 else network.no_sync():
+                with evaluate.autocast(args.amp, device):
+                    logits = network(video, tokens)  # [B, C], or [B * T, C] with fusion "image"
+                    loss = F.cross_entropy(logits, target, label_smoothing=LABEL_SMOOTHING) / micro_steps
+                scaler.scale(loss).backward()
+            loss_sum += loss.detach()  # .item() would synchronise
+
+        # Step, unless the gradient is not finite: fp16 may overflow until the scaler has found its scale
+        scaler.unscale_(optimizer)
+        norm = get_total_norm([p.grad for p in trained if p.grad is not None]).item()
+        losses = evaluate.gather([loss_sum.item()])  # of all processes
+        errors = evaluate.gather(errors)
+        loss = sum(losses) / args.world
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        may_skip = scaler.is_enabled() and scaler.get_scale() >= 1
+        if not finite and not may_skip:
+            raise UserError(f"the loss is {loss:g} and its gradient {norm:g} at step {state.step + 1}; try a lower "
+                            f"--lr or --amp off. What was saved before is in {args.out}")
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        model.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
+
+        # Log
+        seconds = time.perf_counter() - begin
+        speed = args.batch_size / seconds
+        wait = wait / seconds
+        state.step += 1
+        state.seconds += seconds
+        state.losses.append(loss)
+        state.unreadable += errors
+        log(args.out, step=state.step, epoch=state.step / steps_per_epoch, loss=loss, lr=lr, gradient_norm=norm,
+            skipped=not finite, videos_per_second=speed, data_wait=wait, unreadable=sorted(errors))
+        bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {speed:.0f} videos/s, data wait {wait:.0%}")
+        bar.update()
+        check_unreadable(state.unreadable, state.step * args.batch_size)
+
+        # Validate after each epoch; save then, and every few minutes
+        epoch_ends = state.step % steps_per_epoch == 0
+        if epoch_ends:
+            validate(args, model, state, val_loader)
+            if state.validations[-1]["top1"] == max(result["top1"] for result in state.validations[1:]):
+                save(args.out / "best.pt", args, model, state)
+        if epoch_ends or time.perf_counter() - saved > 60 * args.save_minutes:
+            save(args.out / "last.pt", args, model, state, optimizer, scaler)
+            saved = time.perf_counter()
+        if epoch_ends:
+            draw_curves(args.out / "curves.png", state)
+    bar.close()
 
 
-def validate(args, model, loader, state):
-    """Measures accuracy on the validation videos with the template of the model, prints, logs and stores it."""
-    with evaluate.autocast(args, model.logit_scale.device):
+def validate(args, model, state, loader):
+    """Measures the accuracy on the validation videos with the template of the model; prints, logs and stores it."""
+    with evaluate.autocast(args.amp, model.logit_scale.device):
         results = evaluate.evaluate(model, loader, evaluate.class_tokens(model, state.classes))
     epoch = len(state.validations)
-    say(f"epoch {epoch:2} of {args.epochs}   top-1 {results['top1']:5.1f} %   top-5 {results['top5']:5.1f} %"
-        + (f"   (prompt {model.template!r})" if epoch == 0 else ""))
-    log(args, step=state.step, epoch=epoch, **results)
+    prompt = f"   (prompt {model.template!r})" if epoch == 0 else ""
+    say(f"epoch {epoch:2} of {args.epochs}   top-1 {results['top1']:5.1f} %   top-5 {results['top5']:5.1f} %{prompt}")
+    log(args.out, step=state.step, epoch=epoch, **results)
     check_unreadable(results["unreadable"], results["count"])
     state.validations.append(results)
 
@@ -197,174 +196,243 @@ def check_unreadable(errors, seen):
         raise UserError(f"over {MAX_UNREADABLE:.0%} of the videos cannot be read, such as {errors[-1]}")
 
 
-def set_up(args, model, prepare, val_loader, last, state):
-    """Prepares a model for training, and makes its optimizer and the scaler of fp16. A new run gets its folder, and its
-    model is validated before training; a resumed run continues from the state in `last`, the path of its last.pt."""
-    if rank() == 0:
-        args.out.mkdir(parents=True, exist_ok=True)
-        temporary = args.out / "args.tmp"  # renamed when it is whole: the disk may be full
-        temporary.write_text(json.dumps(vars(args), indent=1, default=str) + "\n", encoding="utf-8")
-        temporary.replace(args.out / "args.json")
-        if not last:  # what is there is of a run that failed before its first checkpoint
-            (args.out / "log.jsonl").unlink(missing_ok=True)
-    if not last:
-        validate(args, model, val_loader, state)
-    prepare(model, args, new=not last)
-    model.template, model.fusion = args.template, args.fusion
-    model.visual.transformer.checkpointing = model.transformer.checkpointing = args.checkpoint_activations
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=args.lr, betas=(0.9, 0.98),
-                                  eps=1e-8, weight_decay=WEIGHT_DECAY, fused=True)
-    scaler = torch.amp.GradScaler(model.logit_scale.device.type, enabled=args.amp == "fp16")
-    if last:
+# ---- What a run leaves ----------------------------------------------------------------------------------------------
+
+def open_run(args, device, samples, classes):
+    """Loads the model and the state of a run: of a new one, for which it makes a folder, or of the one in args.out.
+    Writes args.json. Raises UserError if the data are not those of the run."""
+    if len(samples) < args.batch_size:
+        raise UserError(f"{len(samples)} training videos are fewer than --batch-size {args.batch_size}")
+    state = SimpleNamespace(
+        step=0, losses=[], validations=[], unreadable=[], seconds=0.0, videos=len(samples), classes=classes)
+    weights = args.weights or args.model
+    last = Path(args.out or "", "last.pt")
+    resumed = args.out and last.exists()
+    if resumed:
+        weights = last
         content = torch.load(last, map_location="cpu", weights_only=True)
-        if (content["videos"], content["classes"]) != (state.videos, state.classes):
+        if content["videos"] != state.videos or content["classes"] != classes:
             raise UserError(f"{last} is of a run on {content['videos']} videos of {len(content['classes'])} classes, "
-                            f"not these {state.videos} of {len(state.classes)}")
-        vars(state).update({name: content[name] for name in vars(state)})
-        optimizer.load_state_dict(content["optimizer"])
-        scaler.load_state_dict(content["scaler"])
-        log(args, resumed=state.step)  # ends a line that was cut off
-        say(f"resumes after step {state.step}")
+                            f"not these {state.videos} of {len(classes)}")
+        for name in vars(state):
+            setattr(state, name, content[name])
+    model = clip.load(weights, device)
+    model.visual.transformer.checkpointing = args.checkpoint_activations
+    model.transformer.checkpointing = args.checkpoint_activations
     if args.compile:
         model.visual.compile()
         model.transformer.compile()
-    return optimizer, scaler
+
+    [args.out] = evaluate.gather([make_folder(args)] if rank() == 0 else [])
+    if rank() == 0:
+        data.write_json(args.out / "args.json", vars(args))
+        if not resumed:  # what is there belongs to a run that failed before its first checkpoint
+            (args.out / "log.jsonl").unlink(missing_ok=True)
+    if resumed:
+        log(args.out, resumed=state.step)  # ends a line that was cut off
+        say(f"resumes after step {state.step}")
+    return model, state
 
 
-def train(args, prepare):
-    """Trains a CLIP, with validation before the first and after every epoch. Returns the state at the end.
-    `prepare(model, args, new)` says which parameters of the loaded model require a gradient, and in prompt.py it adds
-    prompts if the run is new. Leaves args.json, log.jsonl, curves.png, last.pt and best.pt in the folder `args.out`."""
-    device = evaluate.start(args)
-
-    # The videos and their classes, the model, and the state of the run
-    train_samples, classes = data.load_samples(args, train=True)
-    val_samples, val_classes = data.load_samples(args, train=False)
-    if val_classes != classes:
-        raise UserError(f"training has the classes {', '.join(classes)[:80]}, validation {', '.join(val_classes)[:80]}")
-    steps_per_epoch = len(train_samples) // args.batch_size
-    if not steps_per_epoch:
-        raise UserError(f"{len(train_samples)} training videos are fewer than --batch-size {args.batch_size}")
-    last = args.out / "last.pt" if (args.out / "last.pt").exists() else None  # only if the run is resumed
-    model = clip.load(last or args.weights or args.model, device, image_size=args.resolution)
-    val_loader = evaluate.make_loader(args, model.image_size, val_samples, args.micro_batch)
-    state = SimpleNamespace(step=0, losses=[], validations=[], unreadable=[], seconds=0.0, videos=len(train_samples),
-                            classes=classes)
-    optimizer, scaler = set_up(args, model, prepare, val_loader, last, state)
-    network = DistributedDataParallel(model) if args.world > 1 else model
-
-    # The order in which the videos are read, the workers that read them, and the class names
-    clips = data.VideoDataset(train_samples, args.frames, model.image_size, train=True, seed=args.seed,
-                              classes=classes, augment=args.augment)
-    batches = data.training_batches(len(clips), args.batch_size, args.epochs, args.seed, rank(), args.world,
-                                    args.micro_batch)
-    steps, micro_steps = args.epochs * steps_per_epoch, args.batch_size // args.world // args.micro_batch
-    batches = itertools.islice(batches, state.step * micro_steps, None)  # a resumed run has read those before
-    loader = iter(data.make_loader(clips, batches, args.workers))
-    tokens = evaluate.class_tokens(model, classes)  # [C, L]
-    describe(args, model, state)
-    bar = tqdm(total=steps, initial=state.step, disable=rank() > 0 or None, bar_format=BAR)  # None: on terminals only
-    saved = time.perf_counter()
-
-    while state.step < steps:
-        begin, wait, loss_sum, errors = time.perf_counter(), 0.0, 0.0, []
-        lr = learning_rate(state.step, steps, args.warmup_epochs * steps_per_epoch, args.lr)
-        optimizer.param_groups[0]["lr"] = lr
-        model.train()
-
-        for i in range(micro_steps):
-            # Load uint8 videos [B, T, 3, S, S] and their labels [B]
-            waiting = time.perf_counter()
-            video, label, index, unreadable = next(loader)
-            wait += time.perf_counter() - waiting
-            errors += [line for lines in unreadable for line in lines.splitlines()]
-            video, label = video.to(device, non_blocking=True), label.to(device, non_blocking=True)
-
-            # Augment and normalise on the device; the target [B, C] has a probability for each class
-            if args.augment in ("color", "mix"):
-                video = data.change_colors(video, args.seed, state.step // steps_per_epoch, index.tolist())
-            video, target = model.normalize(video), F.one_hot(label, len(classes)).float()
-            if args.augment == "mix":  # by the numbers of the groups in the batch, however it is divided
-                first_group = (rank() * micro_steps + i) * args.micro_batch // data.GROUP
-                video, target = data.mix(video, target, args.seed, state.step, first_group)
-
-            # Forward, loss, backward: gradients add up, and DDP averages them over the processes in the last one
-            more_follow = args.world > 1 and i < micro_steps - 1
-            with network.no_sync() if more_follow else contextlib.nullcontext():
-                with evaluate.autocast(args, device):
-                    logits = network(video, tokens)  # [B, C]; with --fusion image [B * T, C]
-                    target = target.repeat_interleave(len(logits) // len(target), dim=0)
-                    loss = F.cross_entropy(logits, target, label_smoothing=LABEL_SMOOTHING) / micro_steps
-                scaler.scale(loss).backward()
-            loss_sum += loss.detach()  # on the device: a number here would wait for it
-
-        # Step, unless the gradient is not finite; fp16 may overflow until the scaler has found its scale
-        scaler.unscale_(optimizer)
-        norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
-        loss, errors = sum(evaluate.gather([loss_sum.item()])) / args.world, evaluate.gather(errors)  # of all
-        finite = math.isfinite(loss) and math.isfinite(norm)
-        if not finite and not (scaler.is_enabled() and scaler.get_scale() >= 1):
-            raise UserError(f"the loss is {loss:g} and its gradient {norm:g} at step {state.step + 1}; try a lower "
-                            f"--lr or --amp off. What was saved before is in {args.out}")
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        model.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
-
-        # Log
-        seconds = time.perf_counter() - begin
-        speed, wait = args.batch_size / seconds, wait / seconds
-        state.step, state.seconds = state.step + 1, state.seconds + seconds
-        state.losses.append(loss)
-        log(args, step=state.step, epoch=state.step / steps_per_epoch, loss=loss, lr=lr, gradient_norm=norm,
-            skipped=not finite, videos_per_second=speed, data_wait=wait, unreadable=sorted(errors))
-        bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {speed:.0f} videos/s, data wait {wait:.0%}")
-        bar.update()
-        state.unreadable += errors
-        check_unreadable(state.unreadable, state.step * args.batch_size)
-
-        # Validate after each epoch; save then, and every few minutes
-        epoch_ends = state.step % steps_per_epoch == 0
-        if epoch_ends:
-            validate(args, model, val_loader, state)
-            if state.validations[-1]["top1"] == max(result["top1"] for result in state.validations[1:]):
-                save(args.out / "best.pt", model, args, state)
-        if epoch_ends or time.perf_counter() - saved > 60 * args.save_minutes:
-            save(args.out / "last.pt", model, args, state, optimizer, scaler)
-            saved = time.perf_counter()
-        if epoch_ends and rank() == 0:
-            draw_curves(args.out, state)
-    bar.close()
-    return state
+def make_folder(args):
+    """Makes args.out, by default runs/DATA, or runs/DATA-2 and so on if another run has it."""
+    name = Path(args.data or args.train_list).stem
+    folder = args.out or Path("runs", name)
+    number = 1
+    with data.disk_errors(folder):
+        while True:
+            try:
+                folder.mkdir(parents=True, exist_ok=folder == args.out)
+                return folder
+            except FileExistsError:  # another run was faster
+                number += 1
+                folder = Path("runs", f"{name}-{number}")
 
 
-def run(args, prepare):
-    """Trains, and prints what came out of it, or after Ctrl-C how to go on."""
+def save(path, args, model, state, optimizer=None, scaler=None):
+    """Saves the model, what it takes to use it and, with an optimizer, to resume the run; in the main process."""
+    if rank() > 0:
+        return
+    content = {
+        "model": model.state_dict(),
+        "mean": model.mean,
+        "std": model.std,
+        "template": model.template,
+        "fusion": model.fusion,
+        "args": vars(args) | {"out": str(args.out)},
+        **vars(state),
+    }
+    if optimizer:
+        content |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
     try:
-        state = train(args, prepare)
+        with data.writing(path) as temporary:
+            torch.save(content, temporary)
+    except RuntimeError as error:  # torch raises it for what the disk reports
+        raise UserError(f"cannot write {path}, is the disk full? ({error})") from error
+
+
+def log(folder, **record):
+    """Appends a record to log.jsonl, in the main process. Of a step that a resumed run repeats, the last one counts."""
+    path = folder / "log.jsonl"
+    if rank() == 0:
+        with data.disk_errors(path), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def draw_curves(path, state):
+    """Draws the loss of each step, and the accuracy before training and after each epoch; in the main process."""
+    from matplotlib.figure import Figure
+
+    if rank() > 0:
+        return
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(state.losses, linewidth=1)
+    left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+    accuracies = [(result["top1"], result["top5"]) for result in state.validations]
+    right.plot(accuracies, "o-", label=["top-1", "top-5"])
+    right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
+    right.legend(loc="lower right")
+    with data.writing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def describe(args, model, state):
+    """Prints what the run will do."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    say(f"""\
+model      {args.weights or args.model}, {trained:,} parameters to train ({args.tune}), prompt {model.template!r}
+data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(state.classes)}
+videos     {state.videos} to train, {state.validations[0]["count"]} to validate; {args.frames} frames, \
+{model.image_size} pixels
+training   {args.epochs} epochs, {args.batch_size} videos a batch, learning rate {args.lr:g}, --augment {args.augment}
+machine    {args.world} x {model.logit_scale.device.type}, {args.micro_batch} videos at once, --amp {args.amp}
+results    {args.out}""")
+
+
+@contextlib.contextmanager
+def resumable(args):
+    """Tells how to continue after Ctrl-C, if there is a checkpoint."""
+    try:
+        yield
     except KeyboardInterrupt:
-        say(f"to go on: python {args.script} --resume {args.out}")
+        if (args.out / "last.pt").exists():
+            say(f"to go on: python {args.script} --resume {args.out}")
         raise
-    before, best = state.validations[0], max(reversed(state.validations[1:]), key=lambda result: result["top1"])
+
+
+def report(args, state):
+    """Prints the result: the accuracy before training and that of the best epoch."""
+    before = state.validations[0]
+    best = max(reversed(state.validations[1:]), key=lambda result: result["top1"])
     for error in sorted({*state.unreadable, *best["unreadable"]}):
         say(f"unreadable {error}")
+    title = "prompts" if args.tune == "prompts" else "fine-tuned"
     minutes, seconds = divmod(round(state.seconds), 60)
     say(f"""
               top-1    top-5
 before       {before["top1"]:6.1f}   {before["top5"]:6.1f}   %
-{"prompts" if args.tune == "prompts" else "fine-tuned":10}   {best["top1"]:6.1f}   {best["top5"]:6.1f}   %
+{title:10}   {best["top1"]:6.1f}   {best["top5"]:6.1f}   %
 {minutes} min {seconds} s of training, {state.step * args.batch_size / state.seconds:.0f} videos/s
 the best model is {args.out / "best.pt"}""")
 
 
+# ---- Command line ---------------------------------------------------------------------------------------------------
+
+# What may change when a run is resumed. Other settings would change its result.
+MAY_CHANGE = {"data", "root", "train_list", "val_list", "labels", "workers", "gpus", "micro_batch", "compile",
+              "checkpoint_activations", "save_minutes", "out"}
+
+
+def make_parser(doc, paper, tiny):
+    """A parser with the flags that fine-tuning and prompt learning share."""
+    parser = data.Parser(doc, paper, tiny)
+    evaluate.add_flags(parser, training=True)
+    parser.section("recipe")
+    parser.flag("--epochs", "passes over the data", data.at_least(1))
+    parser.flag("--warmup-epochs", "length of the linear warm-up", data.at_least(0, float))
+    parser.flag("--lr", "peak learning rate", data.at_least(0, float))
+    parser.section("run")
+    parser.flag("--micro-batch", "videos on a GPU at once, at most; does not change the gradient", data.at_least(1))
+    parser.flag("--checkpoint-activations", "recompute activations: less memory, a third more time", bool)
+    parser.flag("--compile", "compile both encoders: slower to start, then faster", bool)
+    parser.flag("--out", "folder for checkpoints and log; by default runs/DATA", Path)
+    parser.flag("--resume", "continue the run in this folder, with its settings", Path)
+    parser.flag("--save-minutes", "save at least this often", data.at_least(0, float))
+    return parser
+
+
+def parse_args(parser):
+    """The settings of a run. Exits with status 2 if the flags are wrong."""
+    typed = vars(parser.parse_args())
+    saved = {}
+    folder = typed.pop("resume", None)
+    if folder:
+        last = folder / "last.pt"
+        if not last.exists():
+            parser.error(f"--resume: {last} is not there, so there is nothing to continue")
+        saved = evaluate.trained_with(last)
+        typed["out"] = folder
+        if saved["script"] != parser.prog:
+            parser.error(f"--resume: {folder} is a run of {saved['script']}")
+        for name in typed.keys() - MAY_CHANGE:
+            if typed[name] != saved[name]:
+                flag = f"--{name.replace('_', '-')}"
+                parser.error(f"{flag} is {saved[name]!r} in {folder} and cannot become {typed[name]!r}")
+    elif trained := evaluate.trained_with(typed.get("weights")):
+        saved = {"model": trained["model"]}
+    args = evaluate.choose_settings(typed, saved, parser.paper, parser.tiny)
+    args.script = parser.prog
+    data.check_lists(parser, args)
+    if not folder and args.out and list(args.out.glob("*.pt")):
+        parser.error(f"--out {args.out} holds a run already: continue it with --resume, or choose another folder")
+    evaluate.choose_device(parser, args)
+    share, rest = divmod(args.batch_size, args.world)
+    if rest:
+        parser.error(f"--batch-size {args.batch_size} must be a multiple of the {args.world} processes")
+    unit = data.GROUP if args.augment == "mix" else 1
+    sizes = [size for size in range(unit, args.micro_batch + 1, unit) if share % size == 0]
+    if not sizes:
+        parser.error(f"--augment mix takes clips in groups of {unit}, not {share} clips with --micro-batch "
+                     f"{args.micro_batch}: choose another --batch-size or --micro-batch, or --augment color")
+    args.micro_batch = sizes[-1]
+    if args.warmup_epochs >= args.epochs:
+        say(f"warning: the learning rate never reaches --lr in {args.epochs} epochs: lower --warmup-epochs")
+    return args
+
+
+def freeze(model, tune):
+    """Freezes the word embeddings and, if only one encoder is tuned, the other one and logit_scale."""
+    for name, parameter in model.named_parameters():
+        part = "text"
+        if name == "logit_scale":
+            part = "both"
+        elif name.startswith("visual"):
+            part = "image"
+        parameter.requires_grad_(tune in ("both", part) and name != "token_embedding.weight")
+
+
 def main():
-    parser = make_parser(__doc__)
-    parser.set_defaults(template="a photo of a {}.")
-    add = parser.add_argument_group("what is trained, and what is averaged over time").add_argument
-    add("--tune", choices=("both", "image", "text"), default="both", help="encoders to train (default: %(default)s)")
-    add("--fusion", choices=("embedding", "decision", "image"), default="embedding", metavar="WHAT",
-        help="embedding: those of frames; decision: their logits; image: trains on frames, averages probabilities")
-    run(parse_args(parser, PAPER, TINY), choose_parameters)
+    parser = make_parser(__doc__, PAPER, TINY)
+    parser.section("method")
+    parser.flag("--tune", "encoders to train", ("both", "image", "text"))
+    parser.flag("--fusion", "what is averaged over time. embedding: the embeddings of the frames; decision: their "
+                "logits; image: nothing in training, where every frame is an example, and then their probabilities",
+                ("embedding", "decision", "image"))
+    args = parse_args(parser)
+    device = evaluate.start(args)
+    samples, val_samples, classes = data.load_halves(args)
+    model, state = open_run(args, device, samples, classes)
+    val_loader = evaluate.test_loader(val_samples, args.frames, model.image_size, args.micro_batch, args.workers)
+    if not state.validations:
+        validate(args, model, state, val_loader)  # before training
+    freeze(model, args.tune)
+    model.template = args.template
+    model.fusion = args.fusion
+    describe(args, model, state)
+    with resumable(args):
+        train(args, model, state, samples, val_loader)
+    report(args, state)
 
 
 if __name__ == "__main__":

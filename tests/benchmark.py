@@ -264,7 +264,7 @@ def training_loss(whose, name):
     texts = [f"a photo of a {name}." for name in UCF101]
     video, label = torch.randn(2, 8, 3, S, S), torch.tensor([3, 70])
     if whose == "ours":
-        train.choose_parameters(ours, SimpleNamespace(tune="both"), new=True)
+        train.freeze(ours, "both")
         tokens = ours.tokenizer(texts)
         return ours, lambda: F.cross_entropy(ours(video, tokens), label, label_smoothing=0.1)
     padded = open_clip.tokenize(texts)
@@ -354,10 +354,10 @@ def zero_shot(path):
     use_cores(len(CORES))
     model = both("ViT-B/32")[0]
     samples = [(path, i % 101) for i in range(100)]
-    args = SimpleNamespace(frames=8, batch_size=32, workers=len(CORES), world=1)
 
     def evaluation():
-        return evaluate.evaluate(model, evaluate.make_loader(args, S, samples), model.tokenizer(UCF101))
+        loader = evaluate.test_loader(samples, 8, S, batch_size=32, workers=len(CORES))
+        return evaluate.evaluate(model, loader, model.tokenizer(UCF101))
 
     title(f"zero-shot evaluation of 100 clips of 8 frames, ViT-B/32, {len(CORES)} cores")
     compare("  evaluate.evaluate | a loop of decord, pillow and open_clip", evaluation, apart(zero_shot_loop, path), 3)
@@ -370,8 +370,12 @@ def prompting(path):
     steps, peaks = [], []
     for tune, template in (("prompts", "{}."), ("both", "a photo of a {}.")):
         model, _ = both("ViT-B/16")
-        args = SimpleNamespace(tune=tune, weights=None, ctx=(10, 10), depth=(12, 12), seed=0)
-        (prompt.prepare if tune == "prompts" else train.choose_parameters)(model, args, new=True)
+        if tune == "prompts":
+            prompt.add_prompts(model, SimpleNamespace(weights=None, ctx=(10, 10), depth=(12, 12), seed=0))
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_("prompts" in name)
+        else:
+            train.freeze(model, tune)
         model.template = template
         tokens, video = evaluate.class_tokens(model, UCF101), torch.randn(2, 8, 3, S, S)
         steps.append(trainer(model, lambda model=model, video=video, tokens=tokens:
@@ -414,7 +418,7 @@ def growth(path):
         for value in values:
             size = {"T": 4, "B": 1, "C": 10, "S": 224} | {key: value}
             model = clip.CLIP(**clip.dimensions(state) | {"image_size": size["S"]})
-            train.choose_parameters(model, SimpleNamespace(tune="both"), new=True)
+            train.freeze(model, "both")
             tokens = torch.randint(1, 40_000, (size["C"], 9))
             video = torch.randn(size["B"], size["T"], 3, size["S"], size["S"])
 
@@ -451,7 +455,7 @@ def steps_of_training(model, name, arguments, batches=None, steps=5):
     samples = [(name, i % 400) for i in range(64 * (steps + 3))]  # one epoch; three steps to warm up
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         replace = {(data, "load_samples"): lambda *_, **__: (samples, classes), (clip, "load"): lambda *_, **__: model,
-                   (train, "validate"): lambda *args: args[-1].validations.append(
+                   (train, "validate"): lambda args, model, state, loader: state.validations.append(
                        {"top1": 0.0, "top5": 0.0, "unreadable": [], "count": 1}),
                    (train, "save"): lambda *_: None, (train, "draw_curves"): lambda *_: None}
         if batches:
@@ -511,10 +515,9 @@ def cuda(path):
     speed, wait, used = steps_of_training(both("ViT-B/16")[0].to(device), path, arguments, steps=12)
     print(f"{'  the same with --compile, 32 at once, from files':66} {speed:8.1f} {'':8} {used:7.1f} {wait:8.0%}")
     model = both("ViT-B/16")[0].to(device)
-    args = SimpleNamespace(frames=32, batch_size=32, workers=len(CORES), world=1, amp="bf16")
-    test = evaluate.make_loader(args, S, [(path, 0)] * 512)
+    test = evaluate.test_loader([(path, 0)] * 512, 32, S, batch_size=32, workers=len(CORES))
     begin = time.perf_counter()
-    with evaluate.autocast(args, device):
+    with evaluate.autocast("bf16", device):
         evaluate.evaluate(model, test, evaluate.class_tokens(model, UCF101))
     print(f"{'evaluation, ViT-B/16, 32 frames, bf16, from files':66} {512 / (time.perf_counter() - begin):8.1f}")
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import types
 from fractions import Fraction
 from pathlib import Path
 
@@ -132,18 +131,6 @@ def read_log(folder):
             if "step" in record:
                 (validations if "top1" in record else steps)[record["step"]] = record
     return list(steps.values()), list(validations.values())
-
-
-def flags(**given):
-    """The flags about data, as the scripts parse them."""
-    defaults = dict(data="toy", root=None, split=1, classes="all", shots=None, seed=1, train_list=None, val_list=None,
-                    labels=None)
-    return types.SimpleNamespace(**defaults | given)
-
-
-def load(name, root=None, split=1, train=False):
-    """The samples and class names of one half of a data set."""
-    return data.load_samples(flags(data=name, root=root, split=split), train)
 
 
 def read_results(folder):

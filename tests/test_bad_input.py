@@ -10,12 +10,14 @@ import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROJECT, load, numbered_frames, read_results, script, write_video
+from conftest import PROJECT, numbered_frames, read_results, script, write_video
 
 import clip
+import data
 
 
 def only_line(name, errors):
@@ -31,38 +33,40 @@ def only_line(name, errors):
     (["train.py", "--lr", "fast"], 2, "--lr: invalid number value: 'fast'"),
     (["train.py", "--lr", "nan"], 2, "--lr: nan is not in the range from 0 to inf"),
     (["train.py", "--lr", "inf"], 2, "--lr: inf is not in the range from 0 to inf"),
-    (["train.py", "--data", "nosuch"], 2, "--data: 'nosuch' is neither a folder nor one of toy, ucf101,"),
-    (["train.py", "--template", "a photo", "--out", "{}"], 1, "the template 'a photo' has no {} for the class name"),
+    (["train.py", "--data", "nosuch"], 2, "--data: 'nosuch' is not on disk, and not one of toy, ucf101,"),
+    (["train.py", "--template", "a photo", "--frames", "1", "--out", "{}"], 1, "the template 'a photo' has no {} for"),
     (["evaluate.py", "--template", "a photo"], 1, "the template 'a photo' has no {} for the class name"),
     (["train.py", "--gpus", "64"], 2, "--gpus 64: this machine has"),
-    (["train.py", "--augment", "mix", "--batch-size", "6"], 2, "--augment mix takes clips in groups of 4, not of 6"),
-    (["train.py", "--micro-batch", "5"], 2, "--batch-size 32 must be a multiple of the processes times"),
+    (["train.py", "--augment", "mix", "--batch-size", "6"], 2, "--augment mix takes clips in groups of 4, not 6 clips"),
     (["train.py", "--batch-size", "5000"], 1, "880 training videos are fewer than --batch-size 5000"),
-    (["train.py", "--resume", "nowhere"], 2, "--resume: there is no run in nowhere"),
-    (["train.py", "--root", "LICENSE"], 1, f"toy is not in {PROJECT}/LICENSE: ucfTrainTestlist/classInd.txt is"),
-    (["train.py", "--out", "LICENSE/run"], 1, "LICENSE/run: Not a directory"),
-    (["train.py", "--data", "tests", "--split", "2"], 1, "tests has no official splits"),
-    (["train.py", "--val-list", "a.txt"], 2, "lists need --val-list, --labels and, in training, --train-list"),
-    (["train.py", "--weights", "nosuch.pt"], 1, "nosuch.pt: this is neither a file nor a model"),
-    (["train.py", "--weights=nosuch.pt"], 1, "nosuch.pt: this is neither a file nor a model"),
-    (["data.py", "--val-list", "LICENSE"], 2, "lists need --val-list, --labels and, in training, --train-list"),
-    (["data.py", "--out", "no/where.png"], 1, "no/where.png: No such file or directory"),
-    (["train.py", "--resolution", "1600000"], 1, "out of memory; try fewer --frames"),
+    (["train.py", "--resume", "nowhere"], 2, "--resume: nowhere/last.pt is not there, so there is nothing to continue"),
+    (["train.py", "--root", "LICENSE"], 1, f"not in {PROJECT}/LICENSE: ucfTrainTestlist/classInd.txt is missing"),
+    (["train.py", "--out", "LICENSE/run"], 1, "cannot write LICENSE/run: Not a directory"),
+    (["evaluate.py", "--out", "LICENSE/run"], 1, "cannot write LICENSE/run: Not a directory"),
+    (["train.py", "--data", "tests", "--split", "2"], 1, f"--split 2: {PROJECT}/tests has no official splits"),
+    (["train.py", "--val-list", "a.txt"], 2, "--val-list needs --labels"),
+    (["train.py", "--val-list", "x", "--labels", "y"], 2, "give both --train-list and --val-list"),
+    (["train.py", "--train-list", "x"], 2, "give both --train-list and --val-list"),
+    (["train.py", "--weights", "nosuch.pt"], 2, "--weights: 'nosuch.pt' is not on disk, and not one of ViT-B/32,"),
+    (["data.py", "--out", "no/where.png"], 1, "cannot write no/where.png: No such file or directory"),
+    (["evaluate.py", "--frames", f"{10 ** 12}", "--workers", "0"], 1, "out of memory; try fewer --frames"),
     (["evaluate.py", "--split", "4"], 2, "--split: invalid choice"),
     (["evaluate.py", "--views", "4x2"], 2, "--views: '4x2' is not a number of clips x 1 or 3 crops"),
-    (["evaluate.py", "--val-list", "LICENSE"], 2, "lists need --val-list, --labels and, in training, --train-list"),
+    (["evaluate.py", "--val-list", "LICENSE"], 2, "--val-list needs --labels"),
+    (["evaluate.py", "--val-list", "x", "--labels", "y", "--classes", "base"], 2, "--classes does not go with lists"),
     (["evaluate.py", "--val-list", "x", "--labels", "y", "--split", "2"], 2, "--split does not go with --val-list"),
-    (["evaluate.py", "--zero-shot", "--weights", "tiny"], 2, "--zero-shot is about plain CLIP"),
+    (["evaluate.py", "--val-list", "x", "--labels", "y", "z"], 2, "--labels: give one file, or one for each of the"),
+    (["evaluate.py", "--zero-shot", "--weights", "tiny"], 2, "--zero-shot evaluates plain CLIP: give --model, not"),
     (["evaluate.py", "--weights", "LICENSE"], 1, "LICENSE is damaged or not a file of weights"),
     (["evaluate.py", "--blend", "0.5"], 2, "--blend needs --weights"),
     (["evaluate.py", "--blend", "2", "--weights", "tiny"], 2, "--blend: 2 is not in the range from 0 to 1"),
     (["evaluate.py", "--video", "x.mp4"], 2, "--video needs --labels"),
-    (["evaluate.py", "--video", "x", "--labels", "a", "--model", "tiny"], 1, "x: No such file or directory"),
+    (["evaluate.py", "--video", "x", "--labels", "a", "--model", "tiny"], 1, "x: there is no such file"),
     (["evaluate.py", "--video", "{empty}", "--labels", "a", "--model", "tiny"], 1, "empty contains no video"),
     (["evaluate.py", "--video", "x.mp4", "--labels", "a", "--embeddings"], 2, "--video does not go with --embeddings"),
-    (["prompt.py", "--ctx", "0", "0"], 2, "no prompts are left to be learned"),
-    (["prompt.py", "--ctx", "1", "70", "--out", "{}"], 1, "--ctx 70: too many text prompts"),
-    (["prompt.py", "--depth", "9", "3", "--out", "{}"], 1, "--depth 9 3: the encoders have 3 and 3 layers"),
+    (["prompt.py", "--ctx", "0", "0"], 2, "nothing to train: --ctx 0 0"),
+    (["prompt.py", "--ctx", "1", "70", "--frames", "1", "--out", "{}"], 1, "tokens; the model reads 7: "),
+    (["prompt.py", "--depth", "9", "3", "--frames", "1", "--out", "{}"], 1, "--depth [9, 3]: the encoders have [3, 3]"),
 ])
 def test_a_wrong_call(arguments, status, message, call, monkeypatch, tmp_path):
     monkeypatch.chdir(PROJECT)
@@ -82,7 +86,7 @@ def test_errors_go_to_stderr_with_their_status(arguments, status, home):
 
 @pytest.mark.parametrize(("file", "line", "mistake", "message"), [
     ("clip.py", "q, k, v = self.project(x)", "q, k = self.project(x)", "ValueError: too many values to unpack"),
-    ("data.py", "label[name.lower()]))", "label[name.upper()]))", "KeyError: 'BLUECONEBLINKING'"),
+    ("data.py", "(video, label[name])", "(video, label[name.upper()])", "KeyError: 'BLUE CONE BLINKING'"),
     ("data.py", "center_crop(video, self.image_size)[None]", "center_crop(video, 2.5)[None]", "TypeError"),
 ])
 def test_a_mistake_in_the_code_shows_where_it_is(file, line, mistake, message, home, tmp_path):
@@ -115,20 +119,27 @@ def test_the_data_set_is_not_there(name, missing, how, call, monkeypatch, tmp_pa
     status, _, errors = call("data.py", name)
     folder = tmp_path if name == "." else tmp_path / "datasets" / name
     assert status == 1
-    assert f"is not in {folder}: {missing} is missing. " in errors
+    assert f"the data set is not in {folder}: {missing} is missing. " in errors
     assert how in errors
     assert len(errors.splitlines()) == (4 if name == "ucf101" else 1)
 
 
 def test_no_gpu(call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
     status, out, errors = call("train.py", "--data", "ucf101", "--gpus", "2")
     assert (status, out) == (2, "")
     assert only_line("train.py", errors).startswith("--gpus 2: this machine has 0")
     status, out, errors = call("train.py", "--data", "ucf101", "--gpus", "1")
     assert (status, out) == (1, "warning: --gpus 1, but there is no GPU here: running on the CPU\n")
-    assert "ucf101 is not in " in errors
+    assert "the data set is not in " in errors
+
+
+def test_a_batch_is_not_a_multiple_of_the_processes(call, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    status, _, errors = call("train.py", "--gpus", "2", "--amp", "off", "--batch-size", "5")
+    assert status == 2
+    assert only_line("train.py", errors).startswith("--batch-size 5 must be a multiple of the 2 processes")
 
 
 def test_no_weights_and_no_network(call, monkeypatch, home):
@@ -143,7 +154,7 @@ def test_no_weights_and_no_network(call, monkeypatch, home):
 @pytest.fixture
 def toy_copy(tmp_path):
     """A copy of the toy that can be damaged, as arguments of a script."""
-    samples, _ = load("toy")
+    samples, _ = data.load_samples("toy")
     shutil.copytree(samples[0][0].parents[2], tmp_path / "toy")
     return "--data", "ucf101", "--root", tmp_path / "toy", "--model", "tiny", "--frames", "1"
 
@@ -154,7 +165,7 @@ def test_a_few_videos_cannot_be_read(toy_copy, run, tmp_path):
               lambda path: path.write_bytes(path.read_bytes()[:500]), lambda path: (path.unlink(), path.mkdir()))
     broken = {}
     for train in (True, False):
-        samples, _ = load("ucf101", tmp_path / "toy", train=train)
+        samples, _ = data.load_samples("ucf101", tmp_path / "toy", train=train)
         broken[train] = [path for path, _ in samples[: 60 * len(damage) : 60]]
         for spoil, path in zip(damage, broken[train]):
             spoil(path)
@@ -173,12 +184,12 @@ def test_a_few_videos_cannot_be_read(toy_copy, run, tmp_path):
 
 
 def test_no_video_can_be_read(toy_copy, call, tmp_path):
-    for path, _ in load("ucf101", tmp_path / "toy", train=True)[0]:
+    for path, _ in data.load_samples("ucf101", tmp_path / "toy", train=True)[0]:
         path.write_bytes(b"")
     status, _, errors = call("train.py", *toy_copy, "--workers", "0", "--out", tmp_path / "run")
     assert status == 1
     assert "over 5% of the videos cannot be read, such as " in only_line("train.py", errors)
-    for path, _ in load("ucf101", tmp_path / "toy")[0]:
+    for path, _ in data.load_samples("ucf101", tmp_path / "toy")[0]:
         path.write_bytes(b"")
     status, out, errors = call("train.py", *toy_copy, "--workers", "0", "--out", tmp_path / "second")
     assert (status, "parameters to train" in out) == (1, False)  # at the first validation
@@ -207,7 +218,7 @@ def test_videos_of_unusual_kinds_are_read(run, tmp_path):
         (tmp_path / half / "a class").mkdir(parents=True)
         for name, options in kinds.items():
             write_video(tmp_path / half / "a class" / f"{name}.mkv", **options)
-    out = run("data.py", tmp_path, "--check-all", "--out", tmp_path / "sheet.png")
+    out = run("data.py", tmp_path, "--out", tmp_path / "sheet.png")
     assert out.count("8 tried: 0 unreadable") == 2
 
 
@@ -244,9 +255,9 @@ def test_the_disk_is_full_while_saving(finished, call, run):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert status == 1
     message = only_line("train.py", errors)
-    assert message.startswith(f"cannot write {finished / 'last.pt'}, is the disk full?") or "best.pt" in message
+    assert re.match(f"cannot write {finished}/(best|last).pt, is the disk full", message)
     assert torch.load(finished / "last.pt", weights_only=True)["step"] == 1
-    assert not list(finished.glob("*.tmp"))
+    assert not list(finished.glob("unfinished-*"))
     clip.load(finished / "best.pt")
     run("train.py", "--resume", finished)
     assert torch.load(finished / "last.pt", weights_only=True)["step"] == 2
@@ -261,12 +272,33 @@ def test_a_run_and_its_options_disagree(finished, call):
         assert f"{flag} is {saved} in {finished} and cannot become {given}" in only_line("train.py", errors)
     status, _, errors = call("train.py", "--out", finished)
     assert status == 2
-    assert f"--out {finished} holds a run already; go on with it by --resume, or" in only_line("train.py", errors)
+    assert f"--out {finished} holds a run already: continue it with --resume, or" in only_line("train.py", errors)
     content = torch.load(finished / "last.pt", weights_only=True)
     torch.save(content | {"classes": content["classes"][1:]}, finished / "last.pt")
     status, _, errors = call("train.py", "--resume", finished, "--micro-batch", "4", "--workers", "1")  # these may
     assert status == 1
     assert "is of a run on 24 videos of 11 classes, not these 24 of 12" in only_line("train.py", errors)
+
+
+@pytest.mark.parametrize(("flag", "message"), [
+    ("--out", "holds a run already: continue it with --resume, or choose another folder"),
+    ("--resume", "last.pt is not there, so there is nothing to continue")])
+def test_a_folder_whose_last_checkpoint_is_lost_stays_as_it_is(flag, message, call, tmp_path):
+    contents = {"best.pt": "weights", "log.jsonl": "records", "args.json": "settings"}
+    for name, text in contents.items():
+        (tmp_path / name).write_text(text)
+    status, _, errors = call("train.py", *FEW, flag, tmp_path)
+    assert status == 2
+    assert message in only_line("train.py", errors)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == contents
+
+
+def test_a_last_checkpoint_is_not_one_of_a_run(call, tmp_path):
+    for content in (b"no weights", Path(clip.MODELS["tiny"]).read_bytes()):
+        (tmp_path / "last.pt").write_bytes(content)
+        status, _, errors = call("train.py", "--resume", tmp_path)
+        assert status in (1, 2)
+        assert str(tmp_path) in only_line("train.py", errors)
 
 
 def test_weights_of_two_kinds_cannot_be_blended(reference, call, home, tmp_path, monkeypatch):

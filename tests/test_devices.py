@@ -101,10 +101,6 @@ def loader(*views, batches=2):
     return [(pixels(4, *views, 3, 3, 64, 64), torch.arange(4), torch.arange(4), [""] * 4) for _ in range(batches)]
 
 
-class Batches(list):
-    """Takes attributes, as a DataLoader does."""
-
-
 @pytest.fixture
 def model(gpu, tiny):
     return copy.deepcopy(tiny[1]).to(gpu)
@@ -126,7 +122,7 @@ def test_the_check_notices_a_mixture_and_float64(model, tokens):
 
 
 def test_a_model_is_on_one_device_whole(gpu, model):
-    for loaded in (model, clip.load("tiny", gpu), clip.load("tiny", gpu, image_size=96)):
+    for loaded in (model, clip.load("tiny", gpu)):
         tensors = dict(loaded.named_parameters()) | dict(loaded.named_buffers())
         assert {"mean", "std", "logit_scale"} < tensors.keys()
         assert {tensor.device for tensor in tensors.values()} == {gpu}
@@ -139,7 +135,7 @@ def test_videos_and_class_names_meet_on_the_device(gpu, model, tokens, fusion, t
     model.fusion = fusion
     model.train(training)
     for amp, dtype in (("off", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        with evaluate.autocast(types.SimpleNamespace(amp=amp), gpu):
+        with evaluate.autocast(amp, gpu):
             logits = model(pixels(2, 3, 3, 64, 64).to(gpu), tokens)
             embedding = model.encode_image(pixels(2, 3, 64, 64).to(gpu))
         assert (logits.device, logits.dtype) == (gpu, torch.float32)
@@ -159,10 +155,10 @@ def test_videos_are_augmented_and_normalised_on_the_device(gpu, model):
 
 
 def test_predictions_come_back_from_the_device(model, tokens):
-    """Of several models in several views."""
-    scores, labels, errors = evaluate.predict([model, model], loader(6), [tokens, tokens])
+    """Of several views."""
+    scores, labels, _ = evaluate.predict(model, loader(6), tokens)
     assert (scores.device.type, labels.device.type) == ("cpu", "cpu")
-    assert scores.shape == (8, 2, 3)
+    assert scores.shape == (8, 3)
     assert evaluate.evaluate(model, loader(1), tokens)["count"] == 8
 
 
@@ -173,28 +169,24 @@ def test_a_video_is_classified_on_the_device_of_the_model(model):
 
 def test_attention_comes_back_from_the_device(gpu, model, monkeypatch):
     drawn = []
-    monkeypatch.setattr(data, "picture_grid", lambda rows: drawn.extend(rows) or types.SimpleNamespace(save=repr))
+    monkeypatch.setattr(data, "save_grid", lambda rows, _: drawn.extend(rows))
     evaluate.draw_attention({"one": model, "two": model}, pixels(3, 3, 64, 64), "attention.png")
     assert [title for title, _ in drawn] == ["frame", "one", "two"]
     assert {picture.device.type for _, picture in drawn} == {"cpu"}
-    with evaluate.autocast(types.SimpleNamespace(amp="fp16"), gpu):
+    with evaluate.autocast("fp16", gpu):
         assert evaluate.attention(model, pixels(5, 3, 64, 64).to(gpu)).shape == (5, 4, 4)
 
 
-def test_embeddings_come_back_from_the_device(gpu, model, tokens, tmp_path, monkeypatch):
-    saved = {}
-    monkeypatch.setattr("numpy.savez", lambda path, **arrays: saved.update(arrays))
-    monkeypatch.setattr(evaluate, "draw_embeddings", lambda *_: None)
-    videos = Batches(loader(6))
-    videos.dataset = types.SimpleNamespace(paths=[])
-    with evaluate.autocast(types.SimpleNamespace(amp="bf16"), gpu):
-        evaluate.save_embeddings({"one": model, "two": model}, videos, [tokens] * 2, [], tmp_path / "embeddings")
-    assert saved["videos"].shape == (2, 8, 128)
-    assert {saved[name].device.type for name in ("videos", "texts", "labels")} == {"cpu"}
+def test_embeddings_come_back_from_the_device(gpu, model, tokens):
+    with evaluate.autocast("bf16", gpu):
+        videos, texts = evaluate.embed(model, loader(6), tokens)
+    assert (videos.shape, texts.shape) == ((8, 128), (3, 128))
+    assert (videos.device.type, texts.device.type) == ("cpu", "cpu")
+    assert (videos.dtype, texts.dtype) == (torch.float32, torch.float32)
 
 
 def test_models_are_blended_on_the_device(gpu):
-    args = types.SimpleNamespace(weights="tuned.pt", model="tiny", resolution=None, template=None, blend=[0, 0.25])
+    args = types.SimpleNamespace(weights="tuned.pt", model="tiny", template=None, blend=[0, 0.25])
     models = evaluate.load_models(args, gpu)
     assert list(models) == ["blend 0", "blend 0.25"]
     assert {parameter.device for model in models.values() for parameter in model.parameters()} == {gpu}
@@ -208,20 +200,28 @@ def test_prompts_are_made_and_used_on_the_device(gpu, model, tokens):
         assert model(pixels(2, 3, 3, 64, 64).to(gpu), tokens).device == gpu
 
 
+SAMPLES, CLASSES = [("video.avi", 0)] * 8, list("abcd")
+
+
+def replace_files(monkeypatch, saved):
+    """Batches for the workers', and checkpoints go to `saved`, {name: what they are made of}."""
+    monkeypatch.setattr(data, "make_loader", lambda clips, *_: loader(batches=4) if clips.train else loader(1))
+    monkeypatch.setattr(train, "save", lambda path, *parts: saved.update({path.name: parts}))
+    monkeypatch.setattr(train, "draw_curves", lambda *_: None)
+
+
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 @pytest.mark.parametrize("script", [train, prompt])
 def test_training_keeps_to_the_device(script, amp, gpu, tmp_path, monkeypatch):
     """Whole runs, from the flags to the last step, without what autograd does, reading and writing."""
     saved = {}
     monkeypatch.setattr(Gpu, "has_float64", amp == "fp16")  # for torch's GradScaler
-    monkeypatch.setattr(data, "load_samples", lambda args, train: ([("video.avi", 0)] * 8, list("abcd")))
-    monkeypatch.setattr(data, "make_loader", lambda clips, *_: loader(*[1] * (not clips.train), batches=4))
-    monkeypatch.setattr(train, "save", lambda path, *state: saved.update({path.name: state}))
-    monkeypatch.setattr(train, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(data, "load_halves", lambda _: (SAMPLES, SAMPLES, CLASSES))
+    replace_files(monkeypatch, saved)
     flags = "--batch-size 8 --micro-batch 4 --frames 3 --augment mix --epochs 2 --out"
     monkeypatch.setattr("sys.argv", ["train.py", "--amp", amp, *flags.split(), str(tmp_path)])
     script.main()
-    model, args, state, optimizer, scaler = saved["last.pt"]
+    args, model, state, optimizer, scaler = saved["last.pt"]
     assert (state.step, args.gpus, scaler.is_enabled()) == (2, 1, amp == "fp16")
     assert {tensor.device for tensor in model.state_dict().values()} == {gpu}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -229,29 +229,31 @@ def test_training_keeps_to_the_device(script, amp, gpu, tmp_path, monkeypatch):
     assert {tensor.device for moments in optimizer.state.values() for tensor in moments.values()} == {gpu}
 
 
-def test_a_resumed_run_is_on_the_device_whole(gpu, model, monkeypatch, tmp_path):
+def test_a_resumed_run_is_on_the_device_whole(gpu, monkeypatch, tmp_path):
     """Its checkpoint is read to the CPU."""
-    args = types.SimpleNamespace(tune="both", template="{}", fusion="embedding", checkpoint_activations=False, lr=1e-3,
-                                 resume=tmp_path, amp="off", compile=False, out=tmp_path, epochs=2)
     on_cpu = clip.load("tiny")
-    train.choose_parameters(on_cpu, args, new=True)
-    optimizer = torch.optim.AdamW([p for p in on_cpu.parameters() if p.requires_grad], fused=True)
-    state = types.SimpleNamespace(step=1, losses=[0.5], videos=8, classes=["a"])
-    content = dict(vars(state), step=2, losses=[0.5, 0.25],
-                   optimizer=step(on_cpu, optimizer).state_dict(), scaler={})
-    monkeypatch.setattr(torch, "load", lambda path, **_: content)
-    optimizer, _ = train.set_up(args, model, train.choose_parameters, None, "last.pt", state)
-    assert (state.step, state.losses) == (2, [0.5, 0.25])
-    moments = [tensor for moments in step(model, optimizer).state.values() for tensor in moments.values()]
-    assert {tensor.device for tensor in moments} == {gpu}
-
-
-def step(model, optimizer):
-    """The optimizer after a step."""
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    train.freeze(on_cpu, "both")
+    parameters = [parameter for parameter in on_cpu.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.AdamW(parameters, fused=True)
     optimizer.step()
-    return optimizer
+    content = dict(step=1, losses=[0.5], validations=[{"top1": 25}] * 2, unreadable=[], seconds=1.0, videos=8,
+                   classes=CLASSES, optimizer=optimizer.state_dict(), scaler={})
+    saved = {}
+    monkeypatch.setattr(torch, "load", lambda path, **_: content)
+    replace_files(monkeypatch, saved)
+    (tmp_path / "last.pt").touch()
+    settings = dict(out=tmp_path, gpus=1, world=1, amp="off", batch_size=8, micro_batch=4, frames=3, epochs=2)
+    args = evaluate.choose_settings(settings, {}, train.PAPER, train.TINY)
+    model, state = train.open_run(args, gpu, SAMPLES, CLASSES)
+    assert (state.step, state.losses) == (1, [0.5])
+    train.freeze(model, args.tune)
+    train.train(args, model, state, SAMPLES, loader(1))
+    *_, optimizer, _ = saved["last.pt"]
+    assert state.step == 2
+    assert {tensor.device for tensor in model.state_dict().values()} == {gpu}
+    assert {tensor.device for moments in optimizer.state.values() for tensor in moments.values()} == {gpu}
 
 
 @pytest.mark.parametrize(("kind", "has_bf16", "amp"), [

@@ -5,13 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import PROJECT, load, read_results
+from conftest import PROJECT, read_results
 from matplotlib.axes import Axes
 from PIL import Image
 
@@ -26,7 +25,7 @@ def tuned(tmp_path_factory):
     torch.manual_seed(0)
     state = {name: value + 0.02 * torch.randn(value.shape) for name, value in clip.load("tiny").state_dict().items()}
     path = tmp_path_factory.mktemp("tuned") / "tuned.pt"
-    _, classes = load("toy")
+    _, classes = data.load_samples("toy")
     arguments = {"data": "toy", "model": "tiny", "frames": 4, "split": 1}
     torch.save({"model": state, "template": "a video of a {}.", "classes": classes, "args": arguments}, path)
     return path
@@ -35,18 +34,17 @@ def tuned(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clips():
     """Some videos of three classes of the toy: samples and class names."""
-    samples, names = load("toy")
+    samples, names = data.load_samples("toy")
     return [(path, label) for label in range(3) for path, of in samples if of == label][::4], names[:3]
 
 
-def loader(samples, **options):
-    args = types.SimpleNamespace(frames=4, batch_size=5, workers=0, world=1, **options)
-    return evaluate.make_loader(args, 64, samples, batch_size=5)
+def loader(samples, **views):
+    return evaluate.test_loader(samples, frames=4, image_size=64, batch_size=5, workers=0, **views)
 
 
 def test_every_video_counts_once_whatever_the_batch_and_the_processes(run, tuned, tmp_path):
     """101 videos, one of which cannot be read, by one process and by three whose batches are not of one size."""
-    samples, names = load("toy")
+    samples, names = data.load_samples("toy")
     root = samples[0][0].parents[2]
     rows = [f"{path.relative_to(root)} {label}" for path, label in samples[::3][:100]] + ["gone.avi 3"]
     (tmp_path / "list.txt").write_text("\n".join(rows))
@@ -81,8 +79,8 @@ def test_predictions_are_the_mean_probability_over_the_views(clips):
     samples, names = clips
     model = clip.load("tiny")
     tokens = evaluate.class_tokens(model, names)
-    scores, labels, _ = evaluate.predict([model], loader(samples, views=(2, 3)), [tokens])
-    for (path, label), score, of in zip(samples, scores[:, 0], labels):
+    scores, labels, _ = evaluate.predict(model, loader(samples, num_clips=2, num_crops=3), tokens)
+    for (path, label), score, of in zip(samples, scores, labels, strict=True):
         video = data.three_crops(data.read_video(path, 8), 64)  # [3, 8, 3, 64, 64]
         with torch.inference_mode():
             logits = torch.stack([model(video[:, clip_number::2], tokens) for clip_number in (0, 1)])  # [2, 3, C]
@@ -96,11 +94,11 @@ def test_predictions_are_those_of_one_forward(clips, fusion):
     model = clip.load("tiny")
     model.fusion = fusion
     tokens = evaluate.class_tokens(model, names)
-    scores, _, _ = evaluate.predict([model], loader(samples), [tokens])
+    scores, _, _ = evaluate.predict(model, loader(samples), tokens)
     with torch.inference_mode():
         video = torch.stack([data.center_crop(data.read_video(path, 4), 64) for path, _ in samples])
         logits = model(video, tokens)
-    torch.testing.assert_close(scores[:, 0].softmax(dim=-1), logits.softmax(dim=-1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(scores.softmax(dim=-1), logits.softmax(dim=-1), atol=1e-5, rtol=1e-4)
 
 
 def test_worst_classes_are_those_of_a_plain_count():
@@ -121,11 +119,11 @@ def test_worst_classes_are_those_of_a_plain_count():
         assert row["top1"] == pytest.approx(100 * expected[i, i] / row["count"])
 
 
-def test_nan_and_ties_are_wrong_and_five_of_three_classes_are_right():
+def test_ties_and_nan_are_wrong_and_all_but_nan_are_among_the_five_best_of_three():
     scores, labels = torch.tensor([[1.0, 1.0, 0.0], [torch.nan, 0.0, 0.0], [2.0, 1.0, 0.0]]), torch.tensor([0, 0, 0])
     result = evaluate.accuracy(scores, labels, ["", "", ""])
-    assert (result["top1"], result["top5"]) == (pytest.approx(100 / 3), 100)
-    assert evaluate.accuracy(scores, labels, ["", "", "gone"])["top5"] == pytest.approx(200 / 3)
+    assert (result["top1"], result["top5"]) == (pytest.approx(100 / 3), pytest.approx(200 / 3))
+    assert evaluate.accuracy(scores, labels, ["", "", "gone"])["top5"] == pytest.approx(100 / 3)
 
 
 def test_blends_lie_between_the_weights(tuned):
@@ -158,7 +156,7 @@ def test_a_model_may_be_blended_with_itself(run, tmp_path):
 
 
 def test_pictures_of_several_lists_and_of_two_videos_are_different_ones(run, tmp_path):
-    samples, names = load("toy")
+    samples, names = data.load_samples("toy")
     root = samples[0][0].parents[2]
     (tmp_path / "names.csv").write_text("id,name\n" + "\n".join(f"{i},{name}" for i, name in enumerate(names)))
     lists = []
@@ -169,8 +167,17 @@ def test_pictures_of_several_lists_and_of_two_videos_are_different_ones(run, tmp
         "--attention", "--embeddings", "--out", tmp_path)
     assert [np.load(tmp_path / f"embeddings-{i}.npz")["paths"][0] for i in (1, 2)] == [
         str(samples[0][0]), str(samples[9][0])]
-    assert {path.name for path in tmp_path.glob("attention*")} == {
-        f"attention-{i + 1}-{samples[9 * i][0].stem}.png" for i in range(2)}
+    first, second = sorted(path.name for path in tmp_path.glob("attention*"))
+    assert first.endswith(f"-{samples[0][0].stem}.png")
+    assert second.endswith(f"-{samples[9][0].stem}.png")
+
+
+def test_pictures_of_videos_of_the_same_name_are_different_ones(run, clips, tmp_path):
+    for i in (1, 2):
+        (tmp_path / str(i)).mkdir()
+        shutil.copy(clips[0][-i][0], tmp_path / str(i) / "same.avi")
+    run("evaluate.py", "--video", tmp_path, "--labels", "one, two", "--model", "tiny", "--attention", "--out", tmp_path)
+    assert len(list(tmp_path.glob("attention*"))) == 2
 
 
 def test_attention_equals_that_of_transformers():
@@ -207,29 +214,16 @@ def test_prompts_are_no_part_of_the_attention_picture():
 
 
 def test_attention_and_embeddings_are_drawn_and_saved(run, tuned, tmp_path):
-    run("evaluate.py", "--weights", tuned, "--embeddings", "--attention", "--out", tmp_path)
+    run("evaluate.py", "--weights", tuned, "--classes", "novel", "--embeddings", "--attention", "--out", tmp_path)
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert [name.split("-")[0] for name in pictures] == ["attention"] * 3 + ["embeddings.png"]
-    assert Image.open(tmp_path / pictures[0]).size == (210 + 4 * 130, 3 * 130)  # frames, and two models
+    assert Image.open(tmp_path / pictures[0]).size == (210 + 4 * 128, 3 * 128)  # frames, and two models
     saved = np.load(tmp_path / "embeddings.npz")
     assert saved["models"].tolist() == ["tiny", str(tuned)]
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     for videos, texts, run in zip(saved["videos"], saved["texts"], runs):
         cosines = torch.cosine_similarity(torch.tensor(videos)[:, None], torch.tensor(texts), dim=2)  # [n, C]
         assert 100 * (cosines.argmax(dim=1).numpy() == saved["labels"]).mean() == pytest.approx(run["top1"])
-
-
-def test_plain_clip_is_compared_in_the_resolution_of_the_checkpoint(run, tuned, tmp_path):
-    checkpoint = torch.load(tuned, weights_only=True)
-    checkpoint["model"] = clip.load(tuned, image_size=32).state_dict()
-    checkpoint["args"] |= {"resolution": 32, "frames": 1}
-    torch.save(checkpoint, tmp_path / "small.pt")
-    arguments = ("evaluate.py", "--weights", tmp_path / "small.pt", "--classes", "novel", "--out", tmp_path)
-    run(*arguments, "--blend", "0", "1")
-    blends = json.loads((tmp_path / "results.json").read_text())["runs"]
-    plain = ("--model", "tiny", "--resolution", "32", "--frames", "1", "--template", checkpoint["template"])
-    run("evaluate.py", *plain, *arguments[3:])
-    assert read_results(tmp_path)["top1"] == blends[0]["top1"] != blends[1]["top1"]
 
 
 def test_embeddings_are_drawn_by_principal_components_that_keep_their_neighbours(tmp_path, monkeypatch):
@@ -266,20 +260,50 @@ def test_own_videos_are_labelled_on_the_screen_and_in_a_table(run, clips, tmp_pa
     rows = {row["video"]: row for row in csv.DictReader((tmp_path / "predictions.csv").open())}
     assert len(rows) == len(samples) + 2
     broken = rows.pop(str(tmp_path / "broken.avi"))
-    assert (broken["label"], broken["probability"]) == ("", "")
-    assert "Invalid data" in broken["error"]
+    assert (broken["prediction"], broken["probability"]) == ("", "")
+    assert re.fullmatch(rf"{tmp_path}/broken.avi: Invalid data.*", broken["error"])
     for path, row in rows.items():
-        label, probability = evaluate.classify(model, data.read_video(path, 4), names)[0]
-        assert row["label"] == label
-        assert float(row["probability"]) == pytest.approx(probability, abs=1e-4)
+        answer = evaluate.classify(model, data.read_video(path, 4), names)
+        assert (row["class"], row["prediction"], row["error"]) == ("", answer[0][0], "")
+        assert {name: float(row[name]) for name in names} == pytest.approx(dict(answer), rel=1e-4)
+        assert float(row["probability"]) == float(row[row["prediction"]])
     last, of = samples[-1]
-    assert rows[str(tmp_path / "frames")]["label"] == rows[str(tmp_path / names[of] / last.name)]["label"]
+    assert rows[str(tmp_path / "frames")]["prediction"] == rows[str(tmp_path / names[of] / last.name)]["prediction"]
     path = next(iter(rows))
     out = run(*arguments, path, "--labels", ", ".join(names), "--attention")
     answers = [re.split(" {2,}", line.strip())[1] for line in out.splitlines() if line.endswith(path)]
-    assert answers[0] == rows[path]["label"]
+    assert answers[0] == rows[path]["prediction"]
     assert sorted(answers) == sorted(names)
-    assert Image.open(tmp_path / "attention.png").size == (210 + 4 * 130, 2 * 130)
+    (picture,) = tmp_path.glob("attention*.png")
+    assert Image.open(picture).size == (210 + 4 * 128, 2 * 128)
+
+
+def test_an_evaluation_leaves_a_table_of_its_predictions(run, tuned, tmp_path):
+    run("evaluate.py", "--weights", tuned, "--classes", "novel", "--frames", "1", "--out", tmp_path)
+    samples, names = data.load_samples("toy", classes="novel")
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    assert [(row["video"], row["class"]) for row in rows] == [(str(path), names[label]) for path, label in samples]
+    for row in rows:
+        assert sum(float(row[name]) for name in names) == pytest.approx(1)
+        assert row["prediction"] == max(names, key=lambda name: float(row[name]))
+    right = [row["class"] == row["prediction"] for row in rows]
+    assert read_results(tmp_path)["top1"] == pytest.approx(100 * sum(right) / len(rows))
+
+
+def test_all_blends_label_a_video(run, tuned, clips):
+    path = clips[0][0][0]
+    arguments = ("evaluate.py", "--video", path, "--labels", ", ".join(clips[1]), "--frames", "4", "--template", "{}.")
+    answers = [[line for line in run(*arguments, *more).splitlines() if line.endswith(path.name)] for more in (
+        ("--weights", tuned, "--blend", "0", "1"), ("--model", "tiny"), ("--weights", tuned))]
+    assert answers[0] == answers[1] + answers[2]
+    assert answers[1] != answers[2]
+
+
+def test_a_video_needs_labels_if_the_weights_have_no_classes(call, clips):
+    status, _, errors = call("evaluate.py", "--video", clips[0][0][0], "--weights", "tiny")
+    assert status in (1, 2)
+    assert errors.count("\n") == 1
+    assert "--labels" in errors
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -289,7 +313,7 @@ def test_own_videos_are_labelled_on_the_screen_and_in_a_table(run, clips, tmp_pa
     (" , ", "names fewer than two classes"),
     ("my lables", "names fewer than two classes"),
     ("empty.txt", "names fewer than two classes"),
-    ("missing.txt", "No such file"),
+    ("missing.txt", "names fewer than two classes"),
     ("broken.csv", "broken.csv, line 2: expected a CSV with the headings id,name"),
 ])
 def test_labels_are_names_or_a_file(text, expected, tmp_path, monkeypatch):

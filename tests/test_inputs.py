@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import flags, load, numbered_frames, read_results, write_video
+from conftest import numbered_frames, read_results, write_video
 from PIL import Image
 
 import clip
@@ -28,7 +28,7 @@ TRAINING = [*SMALL, "--batch-size", "2", "--epochs", "1", "--warmup-epochs", "0"
 def here(tmp_path, monkeypatch):
     """An empty folder, in which the scripts run."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "draw_curves", lambda folder, state: None)
+    monkeypatch.setattr(train, "draw_curves", lambda path, state: None)
     return tmp_path
 
 
@@ -80,7 +80,7 @@ def test_a_folder_of_videos_and_photos_is_its_videos(put, here, run):
     out = run("evaluate.py", "--video", "own", "--labels", "a,b", *SMALL)
     rows = csv.reader((here / "predictions.csv").read_text().splitlines())
     assert [row[0] for row in rows] == ["video", "own/a.mkv", "own/deeper/b.mkv"]
-    assert re.search(r"passed over 3 .*\.(JPG|png)", out)
+    assert re.search(r"own: skipped 3 files that are not videos, such as .*\.(JPG|png)", out)
 
 
 def test_frames_are_not_mixed_with_optical_flow(tmp_path):
@@ -105,23 +105,42 @@ def test_frames_of_several_kinds_are_an_error_that_names_two(other, tmp_path):
     (".gif", "gif", "rgb8", "gif"), (".asf", "wmv2", "yuv420p", "asf"), (".f4v", "libx264", "yuv420p", "f4v"),
     (".3g2", "mpeg4", "yuv420p", "3g2"), (".m1v", "mpeg1video", "yuv420p", "mpeg1video"),
     (".mjpeg", "mjpeg", "yuvj420p", "mjpeg"), (".y4m", "rawvideo", "yuv420p", "yuv4mpegpipe"),
-    (".mxf", "mpeg2video", "yuv420p", "mxf"), (".nut", "ffv1", "bgr0", "nut"), ("", "mpeg4", "yuv420p", "mp4"),
-    (".mov.1", "mpeg4", "yuv420p", "mov")])
-def test_any_ending_may_be_a_video(ending, codec, pix_fmt, format, here):
+    (".mxf", "mpeg2video", "yuv420p", "mxf"), (".nut", "ffv1", "bgr0", "nut"), (".MP4", "mpeg4", "yuv420p", "mp4"),
+    (".mp4.mkv", "mpeg4", "yuv420p", "matroska")])
+def test_a_file_of_a_known_ending_is_a_video(ending, codec, pix_fmt, format, here, capsys):
     (here / "own/val/a").mkdir(parents=True)
     write_video(here / f"own/val/a/video{ending}", numbered_frames(9, 48, 64), codec, pix_fmt, format)
-    ((path, label),) = load("own")[0]
+    ((path, label),) = data.load_samples("own")[0]
     assert (path.name, label) == (f"video{ending}", 0)
     assert data.read_video(path, 3).shape == (3, 3, 48, 64)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("name", [
     "photo.jpg", "photo.HEIC", "notes.txt", "sound.mp3", "video.srt", "video.mp4.part", "photo.jfif", "photo.avif",
-    "photo.ppm", "photo.dng", "IMG_1.AAE", "video.mp4.ytdl", "sound.opus", "video.md5"])
-def test_what_is_no_video_is_passed_over_with_a_word(name, put, here, capsys):
+    "photo.ppm", "photo.dng", "IMG_1.AAE", "video.mp4.ytdl", "sound.opus", "video.md5", "list.m3u8", "list.ffconcat",
+    "movie.nfo", "key.asc", "n_frames", "video", "video.mov.1", "mkv"])
+def test_a_file_of_another_ending_is_skipped_with_a_word(name, put, here, capsys):
+    """Also where it is a video."""
     put("own/val/a/video.mkv", f"own/val/a/{name}")
-    assert found(load("own")[0], here) == [("own/val/a/video.mkv", 0)]
-    assert re.search(rf"passed over 1 .*{name}", capsys.readouterr().out)
+    assert found(data.load_samples("own")[0], here) == [("own/val/a/video.mkv", 0)]
+    assert capsys.readouterr().out == (
+        f"{here}/own/val: skipped 1 files that are not videos, such as a/{name}\n")
+
+
+def test_a_link_to_itself_is_skipped_with_a_word(put, here, capsys):
+    put("own/val/a/video.mkv")
+    (here / "own/val/a/round.mkv").symlink_to("round.mkv")
+    assert found(data.load_samples("own")[0], here) == [("own/val/a/video.mkv", 0)]
+    assert "skipped 1 files that are not videos, such as a/round.mkv" in capsys.readouterr().out
+
+
+def test_beside_images_other_files_are_skipped_with_a_word(here, capsys):
+    """As some tools write the number of frames there."""
+    write(here / "own/val/a/clip/1.jpg")
+    write(here / "own/val/a/clip/n_frames", "1")
+    assert found(data.load_samples("own")[0], here) == [("own/val/a/clip", 0)]
+    assert "skipped 1 files that are not videos, such as a/clip/n_frames" in capsys.readouterr().out
 
 
 CORNERS = np.zeros((48, 64, 3), np.uint8)  # red, green / blue, white
@@ -178,7 +197,7 @@ def test_junk_is_neither_a_class_nor_a_video(junk, put, here):
     for half in ("train", "val"):
         put(*(f"own/{half}/{name}" for name in ("a/1.mkv", "b/1.mkv", junk, f"a/{junk}")), f"own/{junk}")
     for half, training in (("train", True), ("val", False)):
-        samples, names = load("own", train=training)
+        samples, names = data.load_samples("own", train=training)
         assert (found(samples, here / "own"), names) == ([(f"{half}/a/1.mkv", 0), (f"{half}/b/1.mkv", 1)], ["a", "b"])
 
 
@@ -195,7 +214,7 @@ def test_junk_in_the_trees_of_data_sets_is_no_list_and_no_video(junk, put, here,
         put(*(f"{root}/{folder}/{name}" for name in (one, junk.format(one), junk.format(two), ".DS_Store")))
         for path in [*(here / root).glob("*/*.txt"), *(here / root).glob("*.csv")]:
             write(path.parent / junk.format(path.name), b"\0\5\26\7\xff")
-        samples, names = load(name, here / root)
+        samples, names = data.load_samples(name, here / root)
         assert (found(samples, here / root)[0], len(names)) == ((f"{folder}/{one}", 0), 1)
         assert "1 of the 2 validation videos are not on disk" in capsys.readouterr().out
 
@@ -234,8 +253,8 @@ def test_many_labels_fit_into_one_argument(put, run):
 
 def read(here, rows, labels="id,name\n0,a\n1,b\n"):
     """The videos of a list: file and name of the class."""
-    samples, names = data.load_samples(flags(data=None, root=here, val_list=write(here / "list.txt", rows),
-                                             labels=write(here / "labels.csv", labels)), train=False)
+    samples, names = data.load_samples(None, here, video_list=write(here / "list.txt", rows),
+                                       labels=write(here / "labels.csv", labels))
     return [(file, names[label]) for file, label in found(samples, here)]
 
 
@@ -284,6 +303,12 @@ def test_a_video_is_not_taken_for_another_of_the_same_name(put, here, capsys):
     assert read(here / "third", "a/talk.one.mp4 0\na/1.mp4 0\nv0.avi 0\n") == [
         ("a/talk.one.mp4", "a"), ("a/1.mp4", "a"), ("v0.avi", "a")]
     assert "2 of the 3 validation videos are not on disk" in capsys.readouterr().out
+
+
+def test_a_root_that_is_called_as_a_class_makes_no_video_one_of_that_class(put, here, capsys):
+    put("a/b/1.mp4")
+    assert read(here / "a", "a/1.mp4 0\nb/1.mp4 1\n") == [("a/1.mp4", "a"), ("b/1.mp4", "b")]
+    assert "1 of the 2 validation videos are not on disk, such as" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("flag", "value", "named"), [
@@ -336,7 +361,7 @@ def test_listed_videos_are_found_under_the_names_that_they_have(name, lists, fil
         path.parent.parent.mkdir(parents=True, exist_ok=True)
         path.parent.symlink_to(here / "elsewhere")
     write(path)
-    ((sample, _),) = load(name, here / "root")[0]
+    ((sample, _),) = data.load_samples(name, here / "root")[0]
     assert str(sample) == str(path.parent if path.suffix == ".jpg" else path)
     assert capsys.readouterr().out == ""
 
@@ -345,7 +370,7 @@ def test_listed_videos_are_found_under_the_names_that_they_have(name, lists, fil
 def test_what_is_in_no_folder_of_a_class_or_belongs_deeper_is_told(name, put, here):
     put(f"own/train/{name}")
     with pytest.raises(data.UserError, match="belongs in the folder of a class of .*train, frames in a folder below"):
-        load("own", train=True)
+        data.load_samples("own", train=True)
 
 
 def test_shots_are_drawn_from_the_videos_that_are_there(here):
@@ -353,8 +378,7 @@ def test_shots_are_drawn_from_the_videos_that_are_there(here):
     write(here / "train.csv", "label,youtube_id,time_start,time_end\n" + "".join(f"a,{i},0,1\n" for i in range(20)))
     for i in range(0, 20, 4):
         write(here / f"train/{i}_000000_000001.mp4")
-    args = flags(data="k400", root=here, shots=4)
-    assert len(data.load_samples(args, train=True)[0]) == 4
+    assert len(data.load_samples("k400", here, train=True, shots=4)[0]) == 4
 
 
 def test_of_two_copies_that_in_the_listed_folder_is_taken(here):
@@ -362,28 +386,28 @@ def test_of_two_copies_that_in_the_listed_folder_is_taken(here):
     write(here / "val.csv", CSV.format(20))
     for folder in ("val", "val_256"):
         write(here / folder / "a" / f"{ID}.mp4")
-    assert found(load("k400", here)[0], here) == [(f"val/a/{ID}.mp4", 0)]
+    assert found(data.load_samples("k400", here)[0], here) == [(f"val/a/{ID}.mp4", 0)]
 
 
 def test_own_videos_may_lie_at_any_depth_in_classes_that_are_links_and_written_in_two_ways(put, here):
     put(f"own/train/{NFD}", "elsewhere/1.mp4", "elsewhere/bob/2024/01/1.mp4", "elsewhere/bob/clip/1.jpg")
     (here / "own/val").mkdir()
     (here / "own/val/CAF\u00c9").symlink_to(here / "elsewhere")
-    samples, names = load("own")
+    samples, names = data.load_samples("own")
     assert found(samples, here / "own/val/CAF\u00c9") == [("1.mp4", 0), ("bob/2024/01/1.mp4", 0), ("bob/clip", 0)]
     assert names == ["caf\u00e9"]
 
 
-def test_a_folder_that_may_not_be_read_is_passed_over(put, here, monkeypatch, capsys):
-    def scan(folder, whole=os.scandir):
+def test_a_folder_that_may_not_be_read_is_told(put, here, monkeypatch, call):
+    def listdir(folder, whole=os.listdir):
         if Path(folder).name == "locked":
             raise PermissionError(13, "Permission denied", str(folder))
         return whole(folder)
 
     put("own/val/a/1.mp4", "own/val/a/locked/2.mp4")
-    monkeypatch.setattr(os, "scandir", scan)
-    assert found(load("own")[0], here) == [("own/val/a/1.mp4", 0)]
-    assert "passed over 1 files that are no videos, such as a/locked" in capsys.readouterr().out
+    monkeypatch.setattr(os, "listdir", listdir)
+    message = only_line(call("evaluate.py", "--data", "own", *SMALL))
+    assert message == f"{here}/own/val/a/locked: Permission denied\n"
 
 
 def test_numbers_of_classes_may_have_gaps(put, here):
@@ -391,7 +415,7 @@ def test_numbers_of_classes_may_have_gaps(put, here):
     write(here / "labels.json", '{"Holding something": "7", "Dropping something": "3"}')
     write(here / "validation.json", '[{"id": 1, "template": "Holding [something]"}, '
                                     '{"id": 2, "template": "Dropping [something]"}]')
-    samples, names = load("ssv2", here)
+    samples, names = data.load_samples("ssv2", here)
     assert [names[label] for _, label in samples] == ["holding something", "dropping something"]
 
 
@@ -402,21 +426,8 @@ def test_links_in_a_circle_end(links, count, put, here):
     put("own/val/a/1.mp4", "own/val/b/2.mp4")
     for name, target in links.items():
         (here / "own/val" / name).symlink_to(target)
-    names = [path.name for path, _ in load("own")[0]]
+    names = [path.name for path, _ in data.load_samples("own")[0]]
     assert (set(names), len(names)) == ({"1.mp4", "2.mp4"}, count)
-
-
-def test_val_alone_is_measured_among_the_classes_of_a_checkpoint(put, here, run, monkeypatch):
-    asked = []
-    monkeypatch.setattr(evaluate, "class_tokens", lambda model, classes, whole=evaluate.class_tokens: (
-        asked.append(classes), whole(model, classes))[1])
-    put("own/val/walking_a_dog/1.mkv", "own/val/Archery/deep/1.mkv")
-    torch.save({"model": clip.load("tiny").state_dict(), "classes": ["zumba", "walking a dog", "archery"]}, "best.pt")
-    run("evaluate.py", "--data", "own", "--weights", "best.pt", "--out", "out", *SMALL)
-    assert asked[-1] == ["zumba", "walking a dog", "archery"]
-    assert {row["class"] for row in read_results(here / "out")["per_class"]} == {"walking a dog", "archery"}
-    run("evaluate.py", "--data", "own", *SMALL)
-    assert asked[-1] == ["archery", "walking a dog"]
 
 
 @pytest.mark.parametrize(("kind", "place"), [
@@ -447,7 +458,7 @@ def test_a_run_goes_on_where_its_data_moved(kind, place, put, here, run, call, m
 
 
 @pytest.mark.parametrize("arguments", [
-    ["data.py", "own", "--frames", "2"], ["evaluate.py", "--data", "own", "--attention", "--out", "out", *SMALL],
+    ["data.py", "own"], ["evaluate.py", "--data", "own", "--attention", "--out", "out", *SMALL],
     ["evaluate.py", "--video", "own", "--labels", "a,b", *SMALL],
     ["train.py", "--data", "own", *TRAINING, "--out", "run"]])
 def test_names_that_are_not_utf8_break_nothing(arguments, put, here, run):
@@ -464,7 +475,7 @@ def test_names_that_are_not_utf8_break_nothing(arguments, put, here, run):
     assert "\\udcfe.mkv" in run(*arguments)
     if "--video" in arguments:
         with open("predictions.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = {row[0]: row[1] for row in csv.reader(file)}
+            rows = {row[0]: row[2] for row in csv.reader(file)}
         assert rows.keys() == {"video", *files, bad}
         assert all(rows[name] in ("a", "b") for name in files)
 
@@ -515,20 +526,20 @@ def test_objects_beside_the_weights_are_accepted_and_do_nothing(legacy, state, h
     assert not os.path.exists("harm")
 
 
-@pytest.mark.parametrize(("kind", "changes"), [
-    ("X-CLIP", {"visual.transformer.resblocks.0.message_fc.weight": (2, 2)}),
-    ("ResNet", {"visual.layer1.0.conv1.weight": (2, 2), "visual.class_embedding": None}),
-    ("SigLIP", {"vision_model.head.probe": (2, 2), "visual.class_embedding": None}),
-    ("SigLIP", {"visual.trunk.cls_token": (2, 2), "visual.class_embedding": None}),
-    ("something else", {"visual.class_embedding": None, "a" * 900: (2, 2)}),
+@pytest.mark.parametrize(("problem", "changes"), [
+    ("message_fc", {"visual.transformer.resblocks.0.message_fc.weight": (2, 2)}),  # X-CLIP
+    ("not a CLIP with a ViT", {"visual.layer1.0.conv1.weight": (2, 2), "visual.class_embedding": None}),  # a ResNet
+    ("not a CLIP with a ViT", {"vision_model.head.probe": (2, 2), "visual.class_embedding": None}),  # SigLIP
+    ("not a CLIP with a ViT", {"visual.trunk.cls_token": (2, 2), "visual.class_embedding": None}),  # SigLIP of timm
+    ("not a CLIP with a ViT", {"visual.class_embedding": None, "a" * 900: (2, 2)}),
     ("resblocks", {"visual.transformer.resblocks.0.T_Adapter.D_fc1.weight": (2, 2)}),  # layers across time
     ("", {"visual.conv1.weight": (128, 3, 2, 16, 16)}),  # patches across time
     ("", {"text_projection": (128,)}), ("positional_embedding", {"positional_embedding": None}),
     ("ln_2.bias", {"transformer.resblocks.1.ln_2.bias": None})])
-def test_what_is_no_clip_is_refused_with_what_it_seems_to_be(kind, changes, state, here):
+def test_what_is_no_clip_is_refused_with_names_from_the_file(problem, changes, state, here):
     changed = state | {name: shape and torch.zeros(shape) for name, shape in changes.items()}
     torch.save({"model": {name: value for name, value in changed.items() if value is not None}}, "x.pt")
-    with pytest.raises(clip.InputError, match=rf"x\.pt[^\n]*{kind}[^\n]*\Z") as error:
+    with pytest.raises(clip.InputError, match=rf"\Ax\.pt[^\n]*{problem}[^\n]*; supported are [^\n]*\Z") as error:
         clip.load("x.pt")
     assert len(str(error.value)) < 300
     assert any(name[:20] in str(error.value) for name in changed)

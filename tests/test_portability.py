@@ -71,7 +71,7 @@ def test_the_check_notices_what_other_machines_lack(code, message, tmp_path):
 def test_all_scripts_run_on_other_machines(home, tmp_path):
     """Their workers start empty, and what these need goes to them in a pickle."""
     machine = other_machine(tmp_path) | {"OMP_NUM_THREADS": "1"}
-    short = ("--shots", "2", "--frames", "1", "--epochs", "1", "--workers", "1")
+    short = ("--classes", "novel", "--shots", "2", "--frames", "1", "--epochs", "1", "--workers", "1")
 
     def run(*arguments):
         return script(*arguments, "--root", tmp_path / "toy", home=home, cwd=tmp_path, **machine).stdout

@@ -2,9 +2,11 @@
 import csv
 import io
 import json
+from collections import Counter
 
+import numpy as np
 import pytest
-from conftest import flags, load
+from conftest import write_video
 
 import data
 
@@ -30,15 +32,13 @@ def hmdb51(tmp_path):
     return tmp_path
 
 
-def test_base_classes_of_hmdb51_are_the_later_half(hmdb51, call):
-    halves = {half: data.load_samples(flags(data="hmdb51", root=hmdb51, classes=half), train=False)[1]
-              for half in ("base", "novel")}
+def test_base_classes_of_hmdb51_are_the_later_half(hmdb51):
+    halves = {half: data.load_samples("hmdb51", hmdb51, classes=half)[1] for half in ("base", "novel")}
     assert halves["base"] == [name.replace("_", " ") for name in HMDB51[HMDB51.index("pour") :]]
     assert halves["novel"] == [name.replace("_", " ") for name in HMDB51[: HMDB51.index("pour")]]
     assert (len(halves["base"]), len(halves["novel"])) == (26, 25)
-    arguments = ("--root", hmdb51, "--classes", "base", "--frames", "1", "--out", hmdb51 / "a.png")
-    out = call("data.py", "hmdb51", *arguments)[1]
-    assert "52 videos of 26 classes, pour ... wave: 2 to 2 of each" in out
+    training, names = data.load_samples("hmdb51", hmdb51, train=True, classes="base")
+    assert (names, Counter(label for _, label in training)) == (halves["base"], dict.fromkeys(range(26), 2))
 
 
 def test_of_classes_that_tie_in_ucf101_the_later_is_base(tmp_path):
@@ -49,8 +49,7 @@ def test_of_classes_that_tie_in_ucf101_the_later_is_base(tmp_path):
         "ucfTrainTestlist/classInd.txt": "".join(f"{i} {name}\n" for i, name in enumerate(counts, 1)),
         "ucfTrainTestlist/trainlist01.txt": "".join(f"{row} 1\n" for row in rows),
         **{f"UCF-101/{row}": "" for row in rows}})
-    names = data.load_samples(flags(data="ucf101", root=tmp_path, classes="base"), train=True)[1]
-    assert names == ["archery", "rowing", "typing"]
+    assert data.load_samples("ucf101", tmp_path, train=True, classes="base")[1] == ["archery", "rowing", "typing"]
 
 
 def test_videos_of_kinetics_that_are_gone_count_for_the_base_classes(tmp_path, capsys):
@@ -60,7 +59,7 @@ def test_videos_of_kinetics_that_are_gone_count_for_the_base_classes(tmp_path, c
             f"{name},id{i},{i},{i + 10},{half}\r\n" for name, i in rows)})
         for _, i in rows[2:]:  # of a, one is left
             put(tmp_path, **{f"{half}/id{i}_{i:06}_{i + 10:06}.mp4": ""})
-    samples, names = data.load_samples(flags(data="k400", root=tmp_path, classes="base"), train=True)
+    samples, names = data.load_samples("k400", tmp_path, train=True, classes="base")
     assert names == ["a", "c"]
     assert [label for _, label in samples] == [0, 1, 1]
     assert "2 of the 5 training videos are not on disk" in capsys.readouterr().out
@@ -68,27 +67,25 @@ def test_videos_of_kinetics_that_are_gone_count_for_the_base_classes(tmp_path, c
 
 def test_no_two_classes_of_the_toy_tie_across_its_halves():
     rows, names = data.read_dataset("toy", data.toy.draw.CACHE, train=True)
-    counts = [sum(of == label for _, of in rows) for label in range(len(names))]
-    base = data.base_classes(rows, len(names))
-    assert min(counts[label] for label in base) > max(n for label, n in enumerate(counts) if label not in base)
+    counts = Counter(name for _, name in rows)
+    base = data.base_classes(rows, names)
+    assert min(counts[name] for name in base) > max(counts[name] for name in names if name not in base)
 
 
 def test_labels_alone_give_other_names_to_a_data_set(hmdb51):
     text = "id,name\n" + "".join(f"{i},The {name}\n" for i, name in enumerate(HMDB51))
     put(hmdb51, **{"raw.csv": text, "short.csv": "id,name\n0,a\n1,b\n"})
-    args = flags(data="hmdb51", root=hmdb51, labels=str(hmdb51 / "raw.csv"))
-    assert data.load_samples(args, train=False)[1] == [f"The {name}" for name in HMDB51]
-    args.classes = "base"
-    assert data.load_samples(args, train=False)[1] == [f"The {name}" for name in HMDB51[25:]]
-    args.labels = str(hmdb51 / "short.csv")
+    for classes, names in (("all", HMDB51), ("base", HMDB51[25:])):
+        found = data.load_samples("hmdb51", hmdb51, classes=classes, labels=hmdb51 / "raw.csv")[1]
+        assert found == [f"The {name}" for name in names]
     with pytest.raises(data.UserError, match="short.csv has 2 names, and hmdb51 51 classes"):
-        data.load_samples(args, train=False)
+        data.load_samples("hmdb51", hmdb51, labels=hmdb51 / "short.csv")
 
 
 @pytest.fixture
 def toy_lists(tmp_path):
     """Three lists of toy videos with their names; the arguments for evaluate.py."""
-    samples, names = load("toy")
+    samples, names = data.load_samples("toy")
     root = samples[0][0].parents[2]
     for i in range(3):
         rows = [f"{path.relative_to(root)} {label}\n" for path, label in samples[5 * i :: 40]]
@@ -113,7 +110,7 @@ def test_several_lists_give_mean_and_deviation(toy_lists, run, call, tmp_path):
 
 def test_each_list_may_have_names_of_its_own(toy_lists, run, call, tmp_path):
     """As the three lists of Kinetics-600 in the original code, which number other classes."""
-    _, names = load("toy")
+    _, names = data.load_samples("toy")
     files = []
     for i in range(3):
         files.append(tmp_path / f"names{i}.csv")
@@ -129,18 +126,25 @@ def test_each_list_may_have_names_of_its_own(toy_lists, run, call, tmp_path):
 
 def test_clips_are_not_flipped_where_names_tell_left_from_right(tmp_path):
     """Something-Something v2, as a data set or by lists, whose names are the same."""
-    def flips(classes):
-        return data.VideoDataset([], 1, 16, train=True, classes=classes).flip
-
-    assert not flips(["pulling something from left to right", "holding something"])
-    assert flips(["holding something", "bright light", "uplefting"])
+    frames = np.zeros((4, 24, 32, 3), np.uint8)
+    frames[..., 1] = 8 * np.arange(32)  # from dark on the left to green on the right
     put(tmp_path, **{"labels.json": '{"Pulling something from left to right": "0", "Holding something": "1"}',
                      "train.json": '[{"id": "7", "template": "Holding [something]"}]', "train.txt": "7.webm 1\n",
                      "20bn-something-something-v2/7.webm": "",
                      "names.csv": "id,name\n0,Pulling something from left to right\n1,Holding something\n"})
-    for args in (flags(data="ssv2", root=tmp_path),
-                 flags(data=None, root=tmp_path, train_list=tmp_path / "train.txt", labels=tmp_path / "names.csv")):
-        assert not flips(data.load_samples(args, train=True)[1])
+    path = write_video(tmp_path / "20bn-something-something-v2/7.webm", frames, format="matroska")
+
+    def flips(classes):
+        clips = data.VideoDataset([(path, 0)], 1, 16, train=True, classes=classes)
+        rows = [clips[epoch, 0][0][0, 1, 0] for epoch in range(40)]
+        return sum(bool(row[0] > row[-1]) for row in rows)
+
+    assert flips(["pulling something from left to right", "holding something"]) == 0
+    assert 10 < flips(["holding something", "bright light", "uplefting"]) < 30
+    lists = dict(video_list=tmp_path / "train.txt", labels=tmp_path / "names.csv")
+    for classes in (data.load_samples("ssv2", tmp_path, train=True)[1],
+                    data.load_samples(None, tmp_path, train=True, **lists)[1]):
+        assert flips(classes) == 0
 
 
 ROWS = {  # of the original code's lists: how they write paths, and how their lines end
@@ -164,6 +168,6 @@ def test_the_lists_of_the_original_code_are_read_as_they_are_written(kind, tmp_p
                      "labels.csv": buffer.getvalue()})
     for path, _, _ in expected:
         put(tmp_path, **{f"videos/{path}": ""})
-    args = flags(data=None, root=tmp_path / "videos", val_list=tmp_path / "list.txt", labels=tmp_path / "labels.csv")
-    samples, found = data.load_samples(args, train=False)
+    lists = dict(video_list=tmp_path / "list.txt", labels=tmp_path / "labels.csv")
+    samples, found = data.load_samples(None, tmp_path / "videos", **lists)
     assert [(str(path.relative_to(tmp_path / "videos")), label, found[label]) for path, label in samples] == expected

@@ -89,7 +89,7 @@ def test_the_commands_of_the_readme(stand_ins, call):
     for path in ("runs/toy/best.pt", "toy.png", "ucf101.png", "results/results.json", "results/embeddings.png",
                  "runs/k400-full/curves.png"):
         assert (stand_ins / path).exists(), path
-    assert list((stand_ins / "results").glob("attention-1-*.png"))
+    assert len(list((stand_ins / "results").glob("attention-*.png"))) == 3
 
 
 def snippet(first):

@@ -1,16 +1,19 @@
 """The gradient, however a batch is cut, and runs that are killed and resumed."""
+import functools
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PROJECT, distance, flags, read_log, script
+from conftest import PROJECT, distance, read_log
 
 import clip
 import data
@@ -25,19 +28,15 @@ class FirstStep(Exception):
 
 def gradient(folder, *arguments):
     """The gradient of the first batch of a run of train.py on the toy: {name: tensor, or None}."""
-    models, choose = [], train.choose_parameters
-
-    def prepare(model, args, new):
-        choose(model, args, new)
-        models.append(model)
+    models = []
 
     def stop(gradients):
         raise FirstStep
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["train.py", *ONE_STEP, "--out", str(folder / "-".join(arguments)), *arguments])
-        patch.setattr(train, "validate", lambda *args: args[-1].validations.append({"count": 1}))
-        patch.setattr(train, "choose_parameters", prepare)
+        patch.setattr("sys.argv", ["train.py", *ONE_STEP, "--out", str(folder / "run"), *arguments])
+        patch.setattr(train, "validate", lambda *args: None)
+        patch.setattr(train, "describe", lambda args, model, state: models.append(model))
         patch.setattr(train, "get_total_norm", stop)
         with pytest.raises(FirstStep):
             train.main()
@@ -82,7 +81,7 @@ torch.save(gradient(folder, *MIX, "{micro_batch}"), folder / "gradient.pt")
 @pytest.mark.parametrize("fusion", ["embedding", "decision", "image"])
 def test_the_gradient_is_that_of_the_loss_written_out(fusion, tmp_path):
     """With frames and crops as in evaluation, in one graph."""
-    samples, classes = data.load_samples(flags(shots=4, seed=3), train=True)
+    samples, classes = data.load_samples("toy", train=True, shots=4, seed=3)
     model = clip.load("tiny")
     picked = [samples[index] for _, index in next(data.training_batches(len(samples), 16, 1, 3))]
     video = torch.stack([data.center_crop(data.read_video(path, 4), 64) for path, _ in picked])
@@ -120,11 +119,20 @@ def test_fusions_in_evaluation_are_averages_over_time():
         torch.testing.assert_close(model(video, tokens).softmax(-1), frames.softmax(-1).mean(0))
 
 
-@pytest.mark.parametrize(("model", "batch", "expected"), [
-    ("ViT-B/16", "256", 8), ("ViT-B/16", "12", 4), ("ViT-B/16", "4", 4), ("tiny", "256", 256)])
-def test_a_gpu_takes_eight_videos_at_once_or_all_of_tiny(model, batch, expected, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["train.py", "--model", model, "--batch-size", batch])
-    assert train.parse_args(train.make_parser(None), train.PAPER, train.TINY).micro_batch == expected
+@pytest.mark.parametrize(("arguments", "expected"), [
+    ("--model ViT-B/16 --batch-size 256", 8),
+    ("--model ViT-B/16 --batch-size 12", 4),
+    ("--model ViT-B/16 --batch-size 4", 4),
+    ("--model ViT-B/16 --batch-size 12 --augment color", 6),
+    ("--model ViT-B/16 --batch-size 24 --micro-batch 23", 12),
+    ("--model tiny --batch-size 256", 32),
+    ("--model tiny --batch-size 32 --micro-batch 5", 4),
+    ("--model tiny --batch-size 35 --micro-batch 30", 7),
+])
+def test_a_gpu_takes_as_many_videos_at_once_as_divide_its_share(arguments, expected, monkeypatch):
+    """At most --micro-batch, by default eight, of tiny 32; with --augment mix whole groups of four."""
+    monkeypatch.setattr("sys.argv", ["train.py", *arguments.split()])
+    assert train.parse_args(train.make_parser(None, train.PAPER, train.TINY)).micro_batch == expected
 
 
 @pytest.mark.parametrize("tune", ["image", "text"])
@@ -166,16 +174,24 @@ def interrupt(arguments, folder, lines, sign, home):
 
 
 def test_ctrl_c_says_how_to_go_on(home, tmp_path):
-    status, output = interrupt([*SHORT, "--out", tmp_path, "--workers", "2"], tmp_path, 4, signal.SIGINT, home)
+    arguments = [*SHORT, "--out", tmp_path, "--workers", "2", "--save-minutes", "0"]
+    status, output = interrupt(arguments, tmp_path, 4, signal.SIGINT, home)
     assert status == 130
     assert f"to go on: python train.py --resume {tmp_path}" in output
     assert "Traceback" not in output
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(home, tmp_path):
+def test_nothing_goes_on_before_the_first_checkpoint(call, monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "get_total_norm", mock.Mock(side_effect=KeyboardInterrupt))
+    status, out, errors = call("train.py", *SHORT, "--out", tmp_path)
+    assert (status, errors) == (130, "interrupted\n")
+    assert "to go on" not in out
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(run, call, home, tmp_path):
     """To the bit, after SIGTERM in one epoch and SIGKILL in the next, with other numbers of workers."""
     alone, folder = tmp_path / "alone", tmp_path / "killed"
-    script("train.py", *SHORT, "--out", alone, home=home)
+    run("train.py", *SHORT, "--out", alone)
     every_step = ["--save-minutes", "0"]
     arguments = [*SHORT, "--out", folder, "--workers", "2", *every_step]
     assert interrupt(arguments, folder, 5, signal.SIGTERM, home)[0] == -signal.SIGTERM
@@ -184,11 +200,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(home, tmp_path):
     with open(folder / "log.jsonl", "a") as log:
         log.write('{"step": 9')  # a line that was being written
     assert 3 < torch.load(folder / "last.pt", weights_only=True)["step"] < 18
-    script("train.py", "--resume", folder, "--workers", "1", home=home)
-    (folder / "args.json").write_text((folder / "args.json").read_text().replace('"shots": 8', '"shots": 9'))
-    process = script("train.py", "--resume", folder, home=home, check=False)
-    assert process.returncode == 1
-    assert "is of a run on 96 videos of 12 classes, not these 108 of 12" in process.stderr
+    (folder / "args.json").unlink()  # last.pt is enough
+    run("train.py", "--resume", folder, "--workers", "1")
     one, other = (torch.load(path / "last.pt", weights_only=True) for path in (alone, folder))
     assert one["step"] == other["step"] == 18
     assert all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
@@ -203,20 +216,38 @@ def test_a_resumed_run_equals_an_uninterrupted_one(home, tmp_path):
     assert torch.load(alone / "best.pt", weights_only=True)["validations"][-1]["top1"] == best
     assert one["losses"] == other["losses"] == [record["loss"] for record in logs[0][0]]
     assert one["validations"] == other["validations"]
+    torch.save(one | {"args": one["args"] | {"shots": 9}}, folder / "last.pt")
+    status, _, errors = call("train.py", "--resume", folder)
+    assert status == 1
+    assert "is of a run on 96 videos of 12 classes, not these 108 of 12" in errors
 
 
-def test_fp16_skips_steps_until_the_scale_fits(home, tmp_path):
-    script("train.py", *SHORT, "--epochs", "1", "--amp", "fp16", "--out", tmp_path / "run", home=home)
-    steps = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines() if "loss" in line]
+def test_two_runs_at_once_get_two_folders(home, tmp_path):
+    """Without --out, and on the same data."""
+    command = [sys.executable, PROJECT / "train.py", *SHORT, "--epochs", "1", "--workers", "0"]
+    environment = {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1"}
+    runs = [subprocess.Popen(command, cwd=tmp_path, env=environment) for _ in range(2)]
+    assert [process.wait(timeout=300) for process in runs] == [0, 0]
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"toy", "toy-2"}
+    for folder in (tmp_path / "runs").iterdir():
+        assert len((folder / "log.jsonl").read_text().splitlines()) == 8  # six steps, two validations
+        assert torch.load(folder / "last.pt", weights_only=True)["args"]["out"] == f"runs/{folder.name}"
+
+
+def test_fp16_skips_steps_until_the_scale_fits(run, monkeypatch, tmp_path):
+    too_high = functools.partial(torch.amp.GradScaler, init_scale=2.0 ** 19)
+    monkeypatch.setattr(torch.amp, "GradScaler", too_high)
+    run("train.py", *SHORT, "--frames", "1", "--epochs", "1", "--amp", "fp16", "--out", tmp_path / "run")
+    steps, _ = read_log(tmp_path / "run")
     skipped = [record["step"] for record in steps if record["skipped"]]
-    assert len(skipped) < len(steps) / 2
-    assert all(torch.isfinite(torch.tensor(record["gradient_norm"])) for record in steps if not record["skipped"])
+    assert 0 < len(skipped) < len(steps) / 2
+    assert all(math.isfinite(record["gradient_norm"]) for record in steps if not record["skipped"])
     weights = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert all(value.isfinite().all() for value in weights["model"].values())
-    assert "scale" in weights["scaler"]
+    assert weights["scaler"]["scale"] == 2 ** (19 - len(skipped))
 
 
-def test_two_nodes_are_two_torchruns(home, tmp_path):
+def test_two_nodes_are_two_torchruns(run, home, tmp_path):
     """And the same run as one process, to rounding; only one process prints and writes."""
     def agent(node):
         return subprocess.Popen(
@@ -229,7 +260,7 @@ def test_two_nodes_are_two_torchruns(home, tmp_path):
     outputs = [agent.communicate(timeout=300)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0]
     assert ["fine-tuned" in output for output in outputs] == [True, False]
-    script("train.py", *SHORT, "--epochs", "1", "--out", tmp_path / "one", home=home)
+    run("train.py", *SHORT, "--epochs", "1", "--out", tmp_path / "one")
     losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
                if "loss" in line] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -224,12 +224,11 @@ def test_names_and_metadata_of_any_kind(tmp_path, monkeypatch):
     assert numbers("http:a #(1)%03d!&.avi", 5) == data.sample_frames(20, 5).tolist()
 
 
-def test_what_would_take_too_much_time_or_memory_is_refused(tmp_path, monkeypatch):
+def test_what_is_too_large_is_refused(tmp_path, monkeypatch):
     path = write_video(tmp_path / "video.mkv", numbered_frames(100))
     Image.new("1", (100, 9)).save(tmp_path / "frame1.png")
     for bound, value, error in (("MAX_PIXELS", 700, "a frame of 32 x 24 pixels is too large"),
-                                ("MAX_PACKETS", 99, "over 99 frames"), ("MAX_BYTES", 500, "over 500 bytes"),
-                                ("MAX_DECODED", 24 * 32 * 50, "it takes too long to decode")):
+                                ("MAX_BYTES", 500, "over 500 bytes")):
         with monkeypatch.context() as patch:
             patch.setattr(data, bound, value)
             with pytest.raises(ValueError, match=error):
@@ -246,7 +245,7 @@ def test_pictures_that_would_fill_the_memory_are_refused(tmp_path):
         content[where : where + 8] = struct.pack("<ii", 30_000, 30_000)
 
     path = damaged(write_video(tmp_path / "video.avi", numbered_frames(10)), enlarge)
-    with pytest.raises(ValueError, match="no frame of it can be decoded|cannot decode"):
+    with pytest.raises(ValueError, match="a video without frames|cannot decode"):
         data.read_video(path, 4)
     Image.new("1", (14_000, 14_000)).save(tmp_path / "frame1.png")
     with pytest.raises(ValueError, match="196000000 pixels"):
