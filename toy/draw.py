@@ -15,12 +15,12 @@ import hashlib
 import os
 import shutil
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from tqdm.contrib.concurrent import thread_map
 
 OBJECTS = ("red ball", "blue cone", "green box", "yellow star", "purple moon")
 ACTIONS = ("sliding", "bouncing", "growing", "blinking", "spinning")
@@ -137,21 +137,24 @@ def write_clip(path, frames):
         container.mux(stream.encode())
 
 
-def draw_class(root, object_index, action_index, seed):
-    """Draws one class: 14 groups of 4 clips (base classes) or 3. Returns [(path below UCF-101, group), ...]."""
+def draw_group(root, object_index, action_index, group, seed):
+    """Draws the clips of one class in one scene, 4 for base classes, 3 for others: their paths below UCF-101."""
     name, action = OBJECTS[object_index], ACTIONS[action_index]
     label = camel_case(f"{name} {action}")
     folder = root / "UCF-101" / label
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    room = scene(np.random.default_rng([seed, object_index, action_index, group]))
     clips = []
-    for group in range(1, GROUPS + 1):
-        room = scene(np.random.default_rng([seed, object_index, action_index, group]))
-        for number in range(1, 5 if is_base(object_index, action_index) else 4):
-            rng = np.random.default_rng([seed, object_index, action_index, group, number])
-            file = f"v_{label}_g{group:02}_c{number:02}.avi"
-            write_clip(folder / file, render(name, *motion(action, rng), room))
-            clips.append((f"{label}/{file}", group))
+    for number in range(1, 5 if is_base(object_index, action_index) else 4):
+        rng = np.random.default_rng([seed, object_index, action_index, group, number])
+        file = f"v_{label}_g{group:02}_c{number:02}.avi"
+        write_clip(folder / file, render(name, *motion(action, rng), room))
+        clips.append(f"{label}/{file}")
     return clips
+
+
+def write_lines(path, lines):
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def draw(root, seed=0):
@@ -166,21 +169,20 @@ def draw(root, seed=0):
     unfinished = Path(tempfile.mkdtemp(prefix=f"{root.name}-unfinished-", dir=root.parent))
     unfinished.chmod(0o755)  # for the other users of a shared checkout too
     try:
-        pairs = [(o, a) for o in range(len(OBJECTS)) for a in range(len(ACTIONS))]
-        with ProcessPoolExecutor(os.cpu_count()) as pool:
-            tasks = [pool.submit(draw_class, unfinished, o, a, seed) for o, a in pairs]
-            classes = sorted(task.result() for task in tasks)
+        tasks = [(o, a, g) for o in range(len(OBJECTS)) for a in range(len(ACTIONS)) for g in range(1, GROUPS + 1)]
+        drawn = thread_map(lambda task: draw_group(unfinished, *task, seed), tasks, max_workers=os.cpu_count(),
+                           desc="drawing the toy", leave=False, disable=None)  # None: a bar on terminals only
+        clips = sorted(clip for group in drawn for clip in group)
+        names = sorted({clip.split("/")[0] for clip in clips})
         lists = unfinished / "ucfTrainTestlist"
         lists.mkdir()
-        names = [clips[0][0].split("/")[0] for clips in classes]
-        (lists / "classInd.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)),
-                                           encoding="utf-8")
+        write_lines(lists / "classInd.txt", [f"{i} {name}" for i, name in enumerate(names, 1)])
         for split in (1, 2, 3):
-            tested = range((split - 1) * TEST_GROUPS + 1, split * TEST_GROUPS + 1)
-            train = [f"{clip} {i}\n" for i, clips in enumerate(classes, 1) for clip, g in clips if g not in tested]
-            test = [f"{clip}\n" for clips in classes for clip, g in clips if g in tested]
-            (lists / f"trainlist{split:02}.txt").write_text("".join(train), encoding="utf-8")
-            (lists / f"testlist{split:02}.txt").write_text("".join(test), encoding="utf-8")
+            tested = [f"_g{g:02}_" for g in range((split - 1) * TEST_GROUPS + 1, split * TEST_GROUPS + 1)]
+            test = [clip for clip in clips if any(group in clip for group in tested)]
+            train = [f"{clip} {names.index(clip.split('/')[0]) + 1}" for clip in clips if clip not in test]
+            write_lines(lists / f"trainlist{split:02}.txt", train)
+            write_lines(lists / f"testlist{split:02}.txt", test)
         try:
             unfinished.rename(root)
         except OSError:
