@@ -16,6 +16,7 @@ import gzip
 import html
 import http.client
 import pickle
+import re
 import sys
 import warnings
 from collections import OrderedDict
@@ -31,6 +32,10 @@ from torch.utils.checkpoint import checkpoint
 
 class InputError(ValueError):
     """A file that is not a CLIP, a failed download or a text that is too long. The message is one line for the user."""
+
+
+class MissingFile(FileNotFoundError, InputError):
+    """A name that is neither a file nor a model."""
 
 
 # ---- From text to tokens --------------------------------------------------------------------------------------------
@@ -53,15 +58,13 @@ class Tokenizer:
         # Bytes become characters: a printable byte its own, the 68 others those from 256 on.
         printable = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
         others = sorted(set(range(256)) - set(printable))
-        self.characters = {byte: chr(byte) for byte in printable}
-        self.characters |= {byte: chr(256 + i) for i, byte in enumerate(others)}
-        tokens = list(self.characters.values())
-        tokens += [character + "</w>" for character in tokens]
-        tokens += [first + second for first, second in merges]
-        self.ids = {token: i for i, token in enumerate(tokens)}
+        characters = [*map(chr, printable), *map(chr, range(256, 256 + 68))]
+        self.characters = dict(zip(printable + others, characters))
+        tokens = characters + [character + "</w>" for character in characters] + ["".join(pair) for pair in merges]
+        self.ids = dict(zip(tokens, range(len(tokens))))
         self.start = len(tokens)
         self.end = len(tokens) + 1
-        self.merges = {pair: order for order, pair in enumerate(merges)}
+        self.merges = dict(zip(merges, range(len(merges))))  # in the order in which they apply
         self.context_length = context_length
         self.words = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
 
@@ -72,16 +75,18 @@ class Tokenizer:
         while True:
             pairs = self.merges.keys() & zip(parts, parts[1:])
             if not pairs:
-                return [self.ids[part] for part in parts]
+                return list(map(self.ids.get, parts))
             first = min(pairs, key=self.merges.get)
             for i in range(len(parts)):  # the list shrinks on the way; slices past its end never match
                 if tuple(parts[i : i + 2]) == first:
                     parts[i : i + 2] = ["".join(first)]
 
     def __call__(self, texts):
-        """C texts to tokens, int64 [C, L]: start, text, end, and zeros up to the longest text of this call. Attention
-        is causal and a text is read out at its end token, so what follows has no effect. Raises InputError for a text
-        that is too long."""
+        """C texts (a str is one) to tokens, int64 [C, L]: start, text, end, and zeros up to the longest text of this
+        call. Attention is causal and a text is read out at its end token, so what follows has no effect. Raises
+        InputError for a text that is too long."""
+        if isinstance(texts, str):
+            texts = [texts]
         rows = []
         for text in texts:
             text = html.unescape(html.unescape(ftfy.fix_text(text))).lower()
@@ -125,15 +130,18 @@ class QuickGELU(nn.Module):
         return F.silu(1.702 * x) / 1.702
 
 
+ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}  # OpenAI's weights; LAION's and DataComp's
+
+
 class Block(nn.Module):
-    def __init__(self, width):
+    def __init__(self, width, activation):
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(OrderedDict(
             c_fc=nn.Linear(width, 4 * width),
-            gelu=QuickGELU(),
+            gelu=ACTIVATIONS[activation](),
             c_proj=nn.Linear(4 * width, width),
         ))
 
@@ -143,11 +151,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, width, layers, causal):
+    def __init__(self, width, layers, causal, activation):
         super().__init__()
         self.causal = causal
         self.checkpointing = False  # True: store only the input of each block and recompute the rest in backward
-        self.resblocks = nn.ModuleList(Block(width) for _ in range(layers))
+        self.resblocks = nn.ModuleList(Block(width, activation) for _ in range(layers))
 
     def forward(self, x, prompts=None, start=None):
         """x [N, L, width] to the same shape. With `prompts` [depth, n_ctx, width], x already contains prompts[0] at
@@ -165,14 +173,14 @@ class Transformer(nn.Module):
 class VisionTransformer(nn.Module):
     """Cuts an image into patches. The class token, the first of the sequence, becomes the embedding of the image."""
 
-    def __init__(self, image_size, patch_size, width, layers, embed_dim):
+    def __init__(self, image_size, patch_size, width, layers, embed_dim, activation):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
         self.class_embedding = nn.Parameter(torch.randn(width) * width ** -0.5)
         patches = (image_size // patch_size) ** 2
         self.positional_embedding = nn.Parameter(torch.randn(patches + 1, width) * width ** -0.5)
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(width, layers, causal=False)
+        self.transformer = Transformer(width, layers, causal=False, activation=activation)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.randn(width, embed_dim) * width ** -0.5)
 
@@ -193,13 +201,14 @@ class CLIP(nn.Module):
     averaged over time (the paper's ablation): "embedding", "decision" or "image", see `forward`."""
 
     def __init__(self, embed_dim, image_size, patch_size, vision_width, vision_layers,
-                 context_length, vocab_size, text_width, text_layers):
+                 context_length, vocab_size, text_width, text_layers, activation="quick_gelu"):
         super().__init__()
         self.image_size = image_size
-        self.visual = VisionTransformer(image_size, patch_size, vision_width, vision_layers, embed_dim)
+        self.activation = activation
+        self.visual = VisionTransformer(image_size, patch_size, vision_width, vision_layers, embed_dim, activation)
         self.token_embedding = nn.Embedding(vocab_size, text_width)
         self.positional_embedding = nn.Parameter(torch.randn(context_length, text_width) * 0.01)
-        self.transformer = Transformer(text_width, text_layers, causal=True)
+        self.transformer = Transformer(text_width, text_layers, causal=True, activation=activation)
         self.ln_final = nn.LayerNorm(text_width)
         self.text_projection = nn.Parameter(torch.randn(text_width, embed_dim) * text_width ** -0.5)
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
@@ -232,10 +241,14 @@ class CLIP(nn.Module):
         """Images [N, 3, S, S], raw uint8 or normalised float, to embeddings [N, D], not normalised."""
         if images.dtype == torch.uint8:
             images = self.normalize(images)
+        elif not self.training and images.abs().max() > 50:
+            raise ValueError("floating images must be normalised; raw pixels must be uint8")
         return self.visual(images, self.visual_prompts)
 
     def encode_frames(self, video):
         """Videos [B, T, 3, S, S] to the embeddings of their frames [B, T, D], each encoded separately."""
+        if video.ndim != 5:
+            raise ValueError(f"expected videos [B, T, 3, S, S], got a tensor of shape {list(video.shape)}")
         return self.encode_image(video.flatten(0, 1)).unflatten(0, video.shape[:2])
 
     def encode_video(self, video):
@@ -295,7 +308,7 @@ def fetch(address):
     """The path of one of OpenAI's files, downloaded if it is not where their package stores it. Raises InputError."""
     *_, folder, name = address.split("/")
     sha256 = VOCABULARY_SHA256 if address == VOCABULARY else folder
-    path = Path.home() / ".cache" / "clip" / name
+    path = Path("~/.cache/clip", name).expanduser()
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -308,14 +321,16 @@ def fetch(address):
 
 # ---- Reading a file of weights without running what it contains -----------------------------------------------------
 
-def load(weights, device="cpu", base=None):
-    """The CLIP of a name in MODELS or of a file, in float32.
+def load(weights, device="cpu", base=None, activation=None):
+    """The CLIP of a name in MODELS or of a file, in float32 and in evaluation mode.
 
     The file may be OpenAI's TorchScript archive; a state dict with OpenAI's names, alone or anywhere in a checkpoint;
     one of OpenCLIP or of Hugging Face's CLIPModel (.bin, .safetensors) for the same architectures; a checkpoint of this
     project; or one of the original ViFi-CLIP. The last lacks the word embeddings: they come from `base`, a name or
-    path, by default OpenAI's model of the same size. Files do not record the activation: QuickGELU is assumed. Raises
-    FileNotFoundError if there is no such file, InputError if it cannot be downloaded or is not a CLIP."""
+    path, by default OpenAI's model of the same size. `activation` is "quick_gelu" or "gelu", by default what the
+    checkpoint or a configuration beside the file says, else "quick_gelu". Parameters that were added to this code are
+    initialised and listed. Raises MissingFile if there is no such file, InputError if it cannot be downloaded, is not a
+    CLIP or, being a checkpoint of this project, has parameters that this code lacks."""
     content = read(weights, base)
     state = {name: value.float() for name, value in content["model"].items()}
     try:
@@ -326,59 +341,78 @@ def load(weights, device="cpu", base=None):
     vision, text = sizes["vision_width"], sizes["text_width"]
     if vision > 1024 or vision % 64 or text % 64:  # wider ones, such as ViT-H-14 (1280), have heads of 80 and more
         raise InputError(f"{weights}: encoders {vision} and {text} wide are not supported, their heads are not 64 wide")
-    with torch.device("meta"):  # weights that are about to be replaced are not initialised
-        model = CLIP(**sizes)
-    model.set_prompts(state.get("visual_prompts"), state.get("text_prompts"))
-    # Unknown entries are ignored, except in a block: adapters or layers across time would be missing in the model.
-    known = model.state_dict()
-    state = {name: value for name, value in state.items() if name in known or ".resblocks." in name}
-    try:
-        model.load_state_dict(state, assign=True)
-    except RuntimeError as error:  # its second line names what is missing, unknown or of another shape
-        problem = str(error).splitlines()[1].strip()[:90]
-        raise InputError(f"{weights} is not a complete CLIP, or another kind: {problem}; {SUPPORTED}") from error
     if not all(value.isfinite().all() for value in state.values()):
         raise InputError(f"{weights} is damaged: it has values that are not finite")
+    sizes["activation"] = activation or content["activation"]
+    with torch.device("meta"):  # weights that are about to be replaced are not initialised
+        model = CLIP(**sizes)
+    missing = sorted(model.state_dict().keys() - state.keys())
+    if missing or any(buffer.is_meta for buffer in model.buffers()):
+        model = CLIP(**sizes)
+    model.set_prompts(state.get("visual_prompts"), state.get("text_prompts"))
+    lacking = [name for name in missing if re.fullmatch(OPENAI_NAMES, name)]
+    try:
+        unknown = model.load_state_dict(state, strict=False, assign=True).unexpected_keys
+    except RuntimeError as error:  # its second line names an entry of another shape
+        raise InputError(f"{weights} does not fit: {str(error).splitlines()[1].strip()[:90]}; {SUPPORTED}") from error
+    if "args" not in content:  # other files may have more, except in a block: adapters, or layers across time
+        unknown = [name for name in unknown if ".resblocks." in name]
+    if lacking or unknown:
+        raise InputError(f"{weights} does not fit: missing {lacking[:1]}, unknown {unknown[:1]}; {SUPPORTED}")
+    if missing:
+        print(f"new parameters, not in {weights}: {', '.join(missing)}")
     for name in METADATA & content.keys():
         setattr(model, name, content[name])
     model.frames = content.get("args", {}).get("frames")
-    return model.to(device)
+    return model.to(device).eval()
 
 
-# What checkpoints of this project store besides the weights (`save` in train.py) and their arguments
-METADATA = {"mean", "std", "template", "fusion", "classes"}
+# What checkpoints of this project store besides weights and arguments (`save` in train.py)
+METADATA = {"mean", "std", "template", "fusion", "activation", "classes"}
 IMAGENET = {"mean": torch.tensor([0.485, 0.456, 0.406]), "std": torch.tensor([0.229, 0.224, 0.225])}
 
+# A regular expression of the names of the parameters of OpenAI's models
+OPENAI_NAMES = (
+    r"(visual\.)?(class_embedding|positional_embedding|proj|conv1\.weight|ln_(pre|post|final)\.(weight|bias))|"
+    r"(visual\.)?transformer\.resblocks\.\d+\.((ln_[12]|attn\.out_proj|mlp\.c_(fc|proj))\.|attn\.in_proj_)(weight|bias)|"
+    r"text_projection|token_embedding\.weight|logit_scale")
 # The first tensor of a vision transformer under OpenAI's, Hugging Face's and ViFi-CLIP's names. What precedes it in a
 # file, such as "module.", precedes all other names too.
 OPENAI = "visual.class_embedding"
 HUGGING_FACE = "vision_model.embeddings.class_embedding"
 VIFI_CLIP = "image_encoder.class_embedding"
-SUPPORTED = {  # models of other kinds, by a part of the names of their tensors
-    "message_": "an X-CLIP, which has layers across time",
-    "layer1.0.conv1": "a CLIP with a ResNet",
-    "vision_model.head": "a SigLIP",
-    "visual.trunk": "a SigLIP or another model of timm",
-}
 SUPPORTED = "supported are CLIPs with a ViT of OpenAI, OpenCLIP and Hugging Face, and checkpoints of ViFi-CLIP"
 
 
 def read(weights, base=None):
-    """The content of a file of weights: a dict with the state dict in OpenAI's names as "model", METADATA and args."""
+    """The content of a file of weights, a dict: "model", the state dict in OpenAI's names; "activation"; and, of a
+    checkpoint of this project, METADATA and "args"."""
     path = MODELS.get(weights, weights)
     path = fetch(path) if str(path).startswith("https://") else Path(path)
     if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, f"this is neither a file nor a model ({', '.join(MODELS)})", str(path))
+        raise MissingFile(errno.ENOENT, f"this is neither a file nor a model ({', '.join(MODELS)})", str(path))
     content = unpack(path)
-    state = find_state(path, content)
-    if HUGGING_FACE in state:
-        return {"model": from_hugging_face(state)}
-    if VIFI_CLIP in state:
-        template = "{}." if "prompt_learner.ctx" in state else "a photo of a {}."
-        return {"model": from_vifi_clip(state, base), "template": template, **IMAGENET}
-    if "template" in content:  # a checkpoint of this project
-        return {name: content[name] for name in {*METADATA, "args"} & content.keys()} | {"model": state}
-    return {"model": state}
+    found = {"model": find_state(path, content), "activation": read_activation(path)}
+    if HUGGING_FACE in found["model"]:
+        found["model"] = from_hugging_face(found["model"])
+    elif VIFI_CLIP in found["model"]:
+        found["template"] = "{}." if "prompt_learner.ctx" in found["model"] else "a photo of a {}."
+        found["model"] = from_vifi_clip(found["model"], base)
+        found |= IMAGENET
+    elif "template" in content:  # a checkpoint of this project
+        found |= {name: content[name] for name in {*METADATA, "args"} & content.keys()}
+    return found
+
+
+def read_activation(path):
+    """The activation of OpenCLIP's or Hugging Face's configuration in the folder of a file, else "quick_gelu"."""
+    open_clip, hugging_face = path.with_name("open_clip_config.json"), path.with_name("config.json")
+    if open_clip.exists():
+        quick = re.search(r'"quick_gelu": *true', open_clip.read_text(encoding="utf-8"))
+        return "quick_gelu" if quick else "gelu"
+    if hugging_face.exists() and re.search(r'"hidden_act": *"gelu"', hugging_face.read_text(encoding="utf-8")):
+        return "gelu"
+    return "quick_gelu"
 
 
 def unpack(path):
@@ -473,7 +507,9 @@ def from_hugging_face(state):
         if name in ("visual.proj", "text_projection"):
             value = value.T
         ours[name] = value
-    for name in [name for name in ours if ".q_proj." in name]:  # OpenAI's have one matrix for q, k and v
+    for name in list(ours):
+        if ".q_proj." not in name:  # OpenAI's have one matrix for q, k and v
+            continue
         parts = [ours.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
         ours[name.replace("q_proj.", "in_proj_")] = torch.cat(parts)
     return ours
