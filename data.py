@@ -10,15 +10,19 @@ normalisation run on the device. A data set is a list of (path, label) and a lis
 """
 import argparse
 import contextlib
-import csv
 import functools
+import gc
+import itertools
 import json
 import math
+import multiprocessing.util
 import os
 import re
+import signal
 import struct
 import sys
 import textwrap
+import time
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
@@ -48,20 +52,24 @@ def sample_frames(num_frames, num_samples, rng=None):
     """The T = num_samples frames to take from a video of n = num_frames: int64 [T].
 
         training (rng, a numpy Generator):  i * (n // T) + a random number below n // T,  for i = 0 ... T - 1
-        training, n < T:                    round(i * n / T), all frames with repetitions
+        training, n < T:                    round(i * n / T) modulo n, all frames with repetitions
         test (no rng):                      floor(i * n / T + n / (2 T)), the middle of segment i
 
-    All are taken modulo n, as in the original code: a short video may end with its first frame. Raises UserError for a
-    video without frames."""
+    As in the original code, a short video may end with its first frame. Raises UserError for a video without frames,
+    IndexError if the rule is changed and gives frames that are not there."""
     n, t = num_frames, num_samples
     if n < 1:
         raise UserError("a video without frames")
     i = np.arange(t)
     if rng is None:
-        return (i * n / t + n / (2 * t)).astype(np.int64) % n
-    if n < t:
-        return np.round(i * n / t).astype(np.int64) % n
-    return i * (n // t) + rng.integers(n // t, size=t)
+        indices = np.floor(i * n / t + n / (2 * t))
+    elif n < t:
+        indices = np.round(i * n / t) % n
+    else:
+        indices = i * (n // t) + rng.integers(n // t, size=t)
+    if indices.min() < 0 or indices.max() >= n:
+        raise IndexError(f"frames {indices.tolist()} of a video that has {n}")
+    return indices.astype(np.int64)
 
 
 MAX_PIXELS = 2 ** 26  # of a frame: twice 8K
@@ -82,6 +90,8 @@ def read_video(path, num_samples, rng=None, short_side=None):
     try:
         frames = reader(path, num_samples, rng, short_side)
     except (UserError, av.error.FFmpegError, OSError) as error:
+        if getattr(error, "filename", None) not in (None, str(path), f"file:{path}"):
+            raise  # about another file: a mistake in the code
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: {reason}") from error
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
@@ -103,11 +113,11 @@ def decode_video(path, num_samples, rng, short_side):
         codec.options = {"max_pixels": str(MAX_PIXELS)}
         groups = read_groups(container, stream)
         indices = sample_frames(sum(map(count_frames, groups)), num_samples, rng).tolist()
-        frames = decode_frames(codec, groups, indices, short_side)
+        frames = read_frames(codec, groups, indices, short_side)
         if len(frames) < len(set(indices)):  # fewer frames than packets: count them by decoding all, and sample again
-            packets = sum(groups, [])
+            packets = list(itertools.chain(*groups))
             indices = sample_frames(sum(1 for _ in decode(codec, packets)), num_samples, rng).tolist()
-            frames = decode_frames(codec, [packets], indices, short_side)
+            frames = read_frames(codec, [packets], indices, short_side, decode_all=True)
     return [frames[i] for i in indices]
 
 
@@ -136,7 +146,7 @@ def count_frames(packets):
     return sum(not packet.is_discard for packet in packets)
 
 
-def decode_frames(codec, groups, indices, short_side):
+def read_frames(codec, groups, indices, short_side, decode_all=False):
     """The frames at `indices`, {index: uint8 [h, w, 3]}. Decodes each group of packets only as far as needed."""
     height, width = reduced_size(codec.height, codec.width, short_side)  # before frames are turned upright
     reformatter = av.video.reformatter.VideoReformatter()  # one for the clip: it keeps its scaler
@@ -146,20 +156,32 @@ def decode_frames(codec, groups, indices, short_side):
         end = first + count_frames(packets)
         wanted = {i for i in indices if first <= i < end}
         if wanted:
-            for i, frame in zip(range(first, max(wanted) + 1), decode(codec, packets)):
+            for i, frame in decode(codec, packets, first, None if decode_all else wanted):
                 if i in wanted:
                     picture = reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA")
                     frames[i] = upright(picture.to_ndarray(), frame)
+                    if i == max(wanted):
+                        break
         first = end
     return frames
 
 
-def decode(codec, packets):
-    """Yields the frames of some packets that start with a keyframe."""
+def decode(codec, packets, first=0, wanted=None):
+    """Yields the numbers, from `first` on, and the frames of some packets that start with a keyframe. If only some are
+    `wanted`, others may be missing: those that no frame depends on are not decoded."""
+    times = sorted(packet.pts for packet in packets if packet.pts is not None and not packet.is_discard)
+    number = {time: i for i, time in enumerate(times, first)}
+    if wanted is None or len(number) < count_frames(packets):  # without distinct times, frames are counted
+        number = None
     codec.flush_buffers()
+    count = first
     for packet in [*packets, None]:  # None: the frames that the decoder still holds
+        needed = number is None or packet is None or number.get(packet.pts) in wanted
+        codec.skip_frame = "DEFAULT" if needed else "NONREF"
         with contextlib.suppress(av.error.InvalidDataError):  # damaged packets give none
-            yield from codec.decode(packet)
+            for frame in codec.decode(packet):
+                yield (number.get(frame.pts) if number else count), frame
+                count += 1
 
 
 def upright(picture, frame):
@@ -191,9 +213,9 @@ def reduced_size(height, width, short_side):
 
 def read_images(folder, num_samples, rng, short_side):
     """`read_video` for a folder of images of one kind, with or without optical flow: a list of uint8 [h, w, 3]."""
-    names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_FILES) and not JUNK.match(name)]
+    names = [name for name in sorted(os.listdir(folder)) if name.lower().endswith(IMAGE_FILES) and not JUNK.match(name)]
     names = [name for name in names if not name.lower().startswith("flow")] or names
-    kinds = {re.sub("[0-9]+", "", name).lower(): name for name in sorted(names, reverse=True)}
+    kinds = {re.sub("[0-9]+", "", name).lower(): name for name in reversed(names)}
     if len(kinds) > 1:
         one, other, *_ = kinds.values()
         raise UserError(f"images of several kinds, such as {one} and {other}: move one of them to another folder")
@@ -213,6 +235,8 @@ def open_image(path):
     try:
         with Image.open(path) as image:
             reduced_size(image.height, image.width, None)  # checks the size before decoding
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # cameras add previews as MPO
+                raise UserError("an animated picture is not a frame")
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits, which pillow would clip at 255
                 image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
@@ -382,10 +406,44 @@ def training_batches(length, batch_size, epochs, seed, rank=0, world_size=1, mic
             yield [(epoch, index) for index in indices]
 
 
-def make_loader(dataset, batches, workers):
-    """A DataLoader of batches of a VideoDataset: videos uint8, labels and indices int64, errors as strings."""
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0,
-                      pin_memory=torch.cuda.is_available())
+class Loader(DataLoader):
+    """Batches of a VideoDataset, by lists of (epoch, index): videos uint8, labels and indices int64, error strings."""
+
+    def __init__(self, dataset, batches, workers):
+        super().__init__(dataset, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0,
+                         pin_memory=torch.cuda.is_initialized())  # not with --gpus 0: pinning would start CUDA
+
+    def __iter__(self):
+        gc.freeze()  # or the garbage collector would copy the memory of the main process into each worker
+        with interrupts_ignored_by_new_processes():
+            return super().__iter__()
+
+
+@contextlib.contextmanager
+def interrupts_ignored_by_new_processes():
+    """Ctrl-C is for the main process, which ends its workers. While it forks them, Ctrl-C waits: Python would lose the
+    KeyboardInterrupt."""
+    spawn = multiprocessing.util.spawnv_passfds
+    pressed = []
+
+    def spawn_ignoring(*args):
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the new process inherits
+        try:
+            return spawn(*args)
+        finally:
+            signal.signal(signal.SIGINT, handler)
+
+    handler = signal.getsignal(signal.SIGINT)
+    if multiprocessing.get_start_method() == "fork":
+        signal.signal(signal.SIGINT, lambda *_: pressed.append(True))  # in the workers for good
+    multiprocessing.util.spawnv_passfds = spawn_ignoring
+    try:
+        yield
+    finally:
+        multiprocessing.util.spawnv_passfds = spawn
+        signal.signal(signal.SIGINT, handler)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
 
 
 # ---- Data sets ------------------------------------------------------------------------------------------------------
@@ -407,10 +465,8 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
     else:
         rows, names = read_dataset(dataset, root, split, train)
     new_names = names
-    if labels:
-        new_names = list(read_names(labels).values())
-        if len(new_names) != len(names):
-            raise UserError(f"--labels {labels} has {len(new_names)} names, and {dataset} {len(names)} classes")
+    if labels and not video_list:
+        new_names = rename_classes(dataset, names, labels)
     spoken = [" ".join(name.lower().split()) for name in new_names]  # as the tokenizer sees them
     for name in spoken:
         if spoken.count(name) > 1:
@@ -422,17 +478,18 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
         base = base_classes(training_rows, names)
         kept = [name for name in names if (name in base) == (classes == "base")]
     label = {name: i for i, name in enumerate(kept)}
-    rows = [(video, label[name]) for video, name in rows if name in label]
+    rows = [(listed, label[name]) for listed, name in rows if name in label]
+    index = functools.cache(lambda: index_videos(root))  # read if a video is not where it is listed
     samples = []
     missing = []
-    for video, number in rows:
-        path = find_listed(root, video, unique=not video_list)
+    for listed, number in rows:
+        path = find_listed(root, listed, index, unique=not video_list)
         if path is None:
-            path = root / video
+            path = os.path.join(root, listed[0])
             missing.append(path)
             if dataset in ("k400", "k600"):  # many videos of Kinetics have vanished; others count as unreadable
                 continue
-        samples.append((path, number))
+        samples.append((Path(path), number))
     if not rows:
         raise UserError(f"{video_list or root} lists no videos")
     half = "training" if train else "validation"
@@ -443,18 +500,28 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
     if train and shots:
         samples = draw_shots(samples, shots, seed)
     renamed = dict(zip(names, new_names))
-    return samples, [renamed[name] for name in kept]
+    return samples, list(map(renamed.get, kept))
 
 
 def load_halves(args):
     """The training samples, the validation samples and the class names that the flags ask for."""
     training, names = load_samples(args.data, args.root, args.split, True, args.classes, args.shots, args.seed,
                                    args.train_list, args.labels)
-    validation, same_names = load_samples(args.data, args.root, args.split, False, args.classes,
-                                          video_list=args.val_list, labels=args.labels)
-    if names != same_names:
-        raise UserError(f"training has the classes {', '.join(names)[:80]}, validation {', '.join(same_names)[:80]}")
+    validation, val_names = load_samples(args.data, args.root, args.split, False, args.classes,
+                                         video_list=args.val_list, labels=args.labels)
+    validation = relabel(validation, val_names, names)
+    both = dict(training).keys() & dict(validation).keys()
+    if both:
+        say(f"warning: {len(both)} videos are in both halves, such as {min(both)}")
     return training, validation, names
+
+
+def relabel(samples, names, all_names):
+    """Samples whose labels are numbers of `names`, with those of `all_names` instead."""
+    for name in names:
+        if name not in all_names:
+            raise UserError(f"training has no class {name!r}, validation has")
+    return [(path, all_names.index(names[label])) for path, label in samples]
 
 
 def default_root(dataset):
@@ -478,13 +545,30 @@ def read_dataset(dataset, root, split=1, train=False):
     try:
         rows, names = reader(root, split, train)
     except (FileNotFoundError, NotADirectoryError) as error:
-        missing = Path(error.filename).relative_to(root)
-        advice = (reader.__doc__ or "").replace("{root}", str(root))
-        raise UserError(f"the data set is not in {root}: {missing} is missing. {advice}") from error
-    for video, name in rows:
-        if name not in names:
-            raise UserError(f"{dataset}: {video} has the class {name!r}, which is not in the list of classes")
-    return rows, names
+        missing = Path(error.filename or "/")
+        if not missing.is_relative_to(root):
+            raise
+        advice = (reader.__doc__ or "").replace("{root}", str(root)) if dataset != "toy" else ""
+        raise UserError(f"the data set is not in {root}: {missing.relative_to(root)} is missing. {advice}") from error
+    for row in rows:
+        if len(row) != 2 or row[1] not in names:
+            raise UserError(f"{reader.__name__}: {row!r} is not a pair of a video and one of the classes")
+    return [(listed if isinstance(listed, tuple) else (listed,), name) for listed, name in rows], names
+
+
+def rename_classes(dataset, names, labels):
+    """The names in the file `labels` for those of a data set. For own videos it has the columns folder,name."""
+    if dataset in DATASETS:
+        new_names = list(read_names(labels).values())
+        if len(new_names) != len(names):
+            raise UserError(f"--labels {labels} has {len(new_names)} names, and {dataset} {len(names)} classes")
+        return new_names
+    table = read_lines(labels, f"{CELL}[,;\t]{CELL}", "folder,name")
+    renamed = {words(folder): name for _, (folder, name) in table}
+    for name in names:
+        if name not in renamed:
+            raise UserError(f"--labels {labels} has no row for the folder {name!r}")
+    return list(map(renamed.get, names))
 
 
 def base_classes(rows, names):
@@ -507,8 +591,8 @@ def draw_shots(samples, shots, seed):
     return [samples[i] for i in sorted(kept)]
 
 
-# A reader returns rows of (name of the video below `root`, class), and all classes, the same for both halves. Its
-# docstring tells those who lack the data set what belongs in `root`.
+# A reader returns rows of (video below `root`, class), and all classes, the same for both halves. A tuple of names is
+# for a video that may have either. Its docstring tells those who lack the data set what belongs in `root`.
 
 def ucf101(root, split, train):
     """UCF101 (Soomro et al., 2012): UCF-101/<Class>/*.avi and ucfTrainTestlist/*.txt. To fetch them (6.5 GB):
@@ -521,11 +605,14 @@ def ucf101(root, split, train):
     rows = []
     for _, (clip, name) in read_lines(path, r"((\S+)/\S+)(?:\s+[0-9]+)?", "'Class/clip.avi', in training 'label'"):
         rows.append((f"UCF-101/{clip}", words(name)))
-    return rows, [words(name) for name in names]
+    return rows, list(map(words, names))
 
 
 def hmdb51(root, split, train):
-    """HMDB51 (Kuehne et al., 2011): <class>/*.avi and testTrainMulti_7030_splits/<class>_test_split<1|2|3>.txt."""
+    """HMDB51 (Kuehne et al., 2011): <class>/*.avi and testTrainMulti_7030_splits/<class>_test_split<1|2|3>.txt. Put
+    hmdb51_org.rar (2 GB) and test_train_splits.rar of https://serre.lab.brown.edu/hmdb51.html into {root}, then:
+    cd {root} && unrar x hmdb51_org.rar && unrar x test_train_splits.rar && rm hmdb51_org.rar test_train_splits.rar
+    for archive in *.rar; do unrar x $archive; done"""
     lists = root / "testTrainMulti_7030_splits"
     end = f"_test_split{split}.txt"
     files = [file for file in os.listdir(lists) if file.endswith(end) and not JUNK.match(file)]
@@ -535,39 +622,38 @@ def hmdb51(root, split, train):
         for _, (clip, half) in read_lines(lists / f"{name}{end}", r"(.+?)\s+([012])", "'clip.avi' and 0, 1 or 2"):
             if half == ("1" if train else "2"):
                 rows.append((f"{name}/{clip}", words(name)))
-    return rows, [words(name) for name in names]
+    return rows, list(map(words, names))
 
 
 def kinetics(root, split, train):
-    """Kinetics (Kay et al., 2017): train.csv, val.csv, and <id>_<start>_<end>.mp4 anywhere below train/ and val/."""
-    wanted = "train" if train else "val"
+    """Kinetics (Kay et al., 2017): train.csv, val.csv, and <id>_<start>_<end>.mp4 anywhere below train/ and val/. To
+    fetch the copies of https://github.com/cvdfoundation/kinetics-dataset, here Kinetics-400:
+    mkdir -p {root}/train {root}/val && cd {root}
+    for half in train val; do curl -O https://s3.amazonaws.com/kinetics/400/annotations/$half.csv
+    curl https://s3.amazonaws.com/kinetics/400/$half/k400_${half}_path.txt | while read -r url; do
+    curl $url | tar xz -C $half; done; done"""
+    form = "label,youtube_id,time_start,time_end,split with the times in seconds"
     rows = []
     names = set()
     for half in ("train", "val"):
         path = root / f"{half}.csv"
-        for other in ("validate.csv", "validation.csv"):
-            if half == "val" and not path.exists() and (root / other).exists():
-                path = root / other
-        if half == wanted or path.exists():  # the other half may have more classes
-            for _, (name, video, start, end) in read_csv(
-                    path, label=str, youtube_id=str, time_start=float, time_end=float):
+        wanted = half == ("train" if train else "val")
+        if half == "val" and not path.exists() and (root / "validate.csv").exists():
+            path = root / "validate.csv"
+        if wanted or path.exists():  # the other half may have more classes
+            for _, (name, video, start, end) in read_lines(path, rf"{CELL},(.*?),([0-9.]+),([0-9.]+)(?:,.*)?", form):
                 names.add(name)
-                if half == wanted:
-                    rows.append((f"{half}/{kinetics_clip(root, video, int(start), int(end))}", name))
+                if wanted:
+                    start, end = int(float(start)), int(float(end))  # seconds
+                    files = f"{video}_{start:06}_{end:06}", f"{video}_{start}_{end}", video
+                    rows.append((tuple(f"{half}/{file}" for file in files), name))
     return rows, sorted(names)
 
 
-def kinetics_clip(root, video, start, end):
-    """The name under which a clip is on disk, start and end in seconds; the usual name if it is not there."""
-    usual = f"{video}_{start:06}_{end:06}"
-    for name in (usual, f"{video}_{start}_{end}", video):
-        if match_key(name) in index_videos(root):
-            return name
-    return usual
-
-
 def something_something(root, split, train):
-    """Something-Something v2: labels.json, train.json, validation.json and 20bn-something-something-v2/*.webm."""
+    """Something-Something v2: labels.json, train.json, validation.json and 20bn-something-something-v2/*.webm. Register
+    at https://www.qualcomm.com/developer/software/something-something-v-2-dataset, download all parts to {root}, then:
+    cd {root} && cat 20bn-something-something-v2-?? | tar xz"""
     path = root / "labels.json"
     rows = []
     try:
@@ -584,6 +670,7 @@ def something_something(root, split, train):
 def own_videos(root, split, train):
     """Your own videos: train/<class>/* and val/<class>/*, as files or folders of their frames."""
     half = root / ("train" if train else "val")
+    half.stat()  # raises if it is missing
     known = root / "train" if (root / "train").is_dir() else half  # to evaluate, val/ is enough
     names = sorted(words(path.name) for path in known.iterdir() if path.is_dir() and not JUNK.match(path.name))
     rows = []
@@ -591,7 +678,7 @@ def own_videos(root, split, train):
         folder, *_ = (*video.relative_to(half).parent.parts, "")
         if words(folder) not in names:
             raise UserError(f"{video} belongs in the folder of a class of {known}, frames in a folder below that")
-        rows.append((video, words(folder)))
+        rows.append((str(video), words(folder)))
     return rows, names
 
 
@@ -626,108 +713,124 @@ JUNK = re.compile(
 
 def find_videos(path):
     """The videos below a folder, or a file itself if it is a video: a list of Path. Raises UserError if it is empty."""
-    if not path.exists():
-        raise UserError(f"{path}: there is no such file")
-    videos, skipped = walk(path)
+    videos, skipped = [], []
+    if path.is_dir():
+        videos, skipped = walk(path)
+    elif path.name.lower().endswith(VIDEO_FILES):
+        videos = [path]
+    else:
+        raise UserError(f"{path} does not have the ending of a video file")
     if skipped:
-        say(f"{path}: skipped {len(skipped)} files that are not videos, such as {skipped[0].relative_to(path)}")
+        example = os.path.relpath(skipped[0], path.parent)
+        say(f"{path}: skipped {len(skipped)} files that are not videos, such as {example}")
     if not videos:
         raise UserError(f"{path} contains no video")
-    return videos
+    return list(map(Path, videos))
 
 
-def walk(path, parents=()):
-    """The videos of a folder at any depth, and the files that are skipped: two lists of Path. A folder with images and
-    without videos, in it or below, is a video itself: its frames. A file is in one of the lists itself."""
-    if not os.path.isdir(path):  # not path.is_dir(), which raises for a link to itself
-        if path.name.lower().endswith(VIDEO_FILES) and os.path.isfile(path):
-            return [path], []
-        return [], [path]
-    real = os.path.realpath(path)
-    if real in parents:  # a link to a folder above it
-        return [], []
-    videos, skipped = [], []
-    for name in sorted(os.listdir(path)):
-        if not JUNK.match(name):
-            more_videos, more_skipped = walk(path / name, (*parents, real))
+def walk(folder, parents=()):
+    """The videos at any depth below a folder, and the files that are skipped: two lists of str. A folder with images
+    and without videos, in it or below, is a video itself: its frames."""
+    videos, images, skipped = [], [], []
+    parents = (*parents, os.path.realpath(folder) + os.sep)
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        path, name = entry.path, entry.name.lower()
+        if JUNK.match(name):
+            continue
+        if entry.is_symlink() and any(parent.startswith(os.path.realpath(path) + os.sep) for parent in parents):
+            continue  # it leads up again
+        if os.path.isdir(path):
+            more_videos, more_skipped = walk(path, parents)
             videos += more_videos
             skipped += more_skipped
-    images = [file for file in skipped if file.parent == path and file.name.lower().endswith(IMAGE_FILES)]
+        elif name.endswith(VIDEO_FILES) and os.path.isfile(path):
+            videos.append(path)
+        elif name.endswith(IMAGE_FILES):
+            images.append(path)
+        else:
+            skipped.append(path)
     if images and not videos:
-        return [path], [file for file in skipped if file not in images]
-    return videos, skipped
+        return [str(folder)], skipped
+    return videos, skipped + images
 
 
-def match_key(name):
-    """The name of a file or folder without what may differ on disk: endings of videos, capitals, Unicode form."""
-    name = unicodedata.normalize("NFC", name).lower()
-    while name.endswith(VIDEO_FILES):
-        name = name[: name.rindex(".")]
-    return name
+def match_key(path):
+    """A path without what may differ on disk: endings of videos, capitals, Unicode form."""
+    key = unicodedata.normalize("NFC", path).lower()
+    while key.endswith(VIDEO_FILES):
+        key = key[: key.rindex(".")]
+    return key
 
 
-@functools.cache
 def index_videos(root):
-    """The videos below a folder by the match_key of their names: {key: list of Path}."""
+    """The videos below a folder by the match_key of their names: {key: list of str}."""
     index = {}
-    if root.is_dir():
+    if os.path.isdir(root):
         for path in walk(root)[0]:
-            index.setdefault(match_key(path.name), []).append(path)
+            index.setdefault(match_key(os.path.basename(path)), []).append(path)
     return index
 
 
-def find_listed(root, name, unique):
-    """The path of a video listed as `name`, or None. If it is not there, a video of the same match_key is taken, first
-    of all one below a folder with the listed name. If names are not `unique`, it must be the only one."""
-    path = root / str(name).replace("\\", "/")
-    if path.exists():
-        return path
-    found = index_videos(root).get(match_key(path.name), [])
-    folder = match_key(path.parent.name)
-    nearby = [video for video in found if folder in [match_key(part) for part in video.parent.parts]]
-    if unique:
-        return next(iter(nearby or found), None)
-    if not nearby and not path.parent.is_dir():
-        nearby = [video for video in found if video.parent == root]
-    return nearby[0] if len(nearby) == 1 else None
+def find_listed(root, names, index, unique):
+    """The path of the video that is listed under one of `names`, or None. If it is not there, a video of the same
+    match_key in the `index` is taken. If file names are not `unique` in a data set, its folders must match, too."""
+    paths = [os.path.normpath(os.path.join(root, name.replace("\\", "/"))) for name in names]
+    for path in paths:
+        if os.path.exists(path):
+            return path
+    for path in paths:
+        folder, file = os.path.split(path)
+        found = index().get(match_key(file), [])
+        if not unique:
+            listed = match_key(os.path.relpath(path, root))
+            keys = [match_key(os.path.relpath(video, root)) for video in found]
+            elsewhere = not folder.startswith(str(root)) or not os.path.isdir(folder)  # a list of another machine
+            found = [video for video, key in zip(found, keys)
+                     if ends_with(key, listed) or (elsewhere and ends_with(listed, key))]
+        if len(found) == 1 or (found and unique):
+            return found[0]
+    return None
+
+
+def ends_with(path, end):
+    return path == end or path.endswith(os.sep + end)
 
 
 # ---- Lists and tables -----------------------------------------------------------------------------------------------
 
+NUMBERED = r'"?((?!# ).+?)"?[\s,;]+([0-9]+)(?:\.0*)?'  # a line of a list: path and number
+CELL = r'\s*(?:"([^"]+)"|([^,;\t"]+?))\s*'  # of a table, separated by commas, semicolons or tabs
+HEADING = re.compile(r"\w*(id|folder|file|filename|path|video|label)\W+(name|label|youtube_id)\b", re.IGNORECASE)
+
+
 def read_list(path, labels):
-    """A list of the original code, lines of "path label", and its class names, a CSV of id,name: rows and names."""
-    names = read_names(labels)
-    form = "'path label', the label a number"
+    """Rows and class names of a list of videos: lines of "path label" or "path frames label", as other projects have
+    them, with the names of the numbers in `labels`; or a table of file,label, with names as labels."""
+    pattern, form = f"{CELL}[,;\t]{CELL}", "'file,label', the label a name; numbers need --labels"
+    names = {}
+    if labels:
+        pattern, form = NUMBERED, "'path label', the label a number"
+        names = read_names(labels)
     rows = []
-    for where, (video, number) in read_lines(path, r'"?((?!# ).+?)"?[\s,;]+([0-9]+)(?:\.0*)?', form):
-        if re.search(r"\.\w{2,4}[\s,;]+[0-9]+$", video):  # "file.avi 12 0": which number is the label?
-            raise UserError(f"{where}: expected {form}")
-        if int(number) not in names:
-            raise UserError(f"{where}: {labels} has no class for the label {number}")
-        rows.append((video, names[int(number)]))
-    return rows, list(names.values())
+    for where, (video, label) in read_lines(path, pattern, form):
+        if labels and int(label) not in names:
+            raise UserError(f"{where}: {labels} has no class for the label {label}")
+        without_frames = re.sub(r"[\s,;]+[0-9]+$", "", video)  # of "path frames label"
+        rows.append(((video, without_frames), names[int(label)] if labels else label))
+    return rows, list(names.values()) or sorted({label for _, label in rows})
 
 
 def read_names(path):
-    """Class names by id, {int: str}: a CSV of id,name, or a text file with a name on each line."""
-    if not str(path).endswith(".csv"):
+    """Class names by id, {int: str}: a table of id,name or, in a file of another ending, a name on each line."""
+    names = {}
+    if not str(path).endswith((".csv", ".tsv")):
         pattern, form = r'(?![0-9]+\s)([^\[\]{}",;\t\0]+)', "a name on each line or, in a .csv file, id,name"
         return dict(enumerate(name for _, (name,) in read_lines(path, pattern, form)))
-    names = {}
-    for where, (number, name) in read_csv(path, id=int, name=str):
-        if number in names or not name:
-            raise UserError(f"{where}: expected id,name with each number once")
-        names[number] = name
+    for where, (number, name) in read_lines(path, rf"([0-9]+)\s*[,;\t]{CELL}", "id,name"):
+        if int(number) in names:
+            raise UserError(f"{where}: expected each number once")
+        names[int(number)] = name
     return dict(sorted(names.items()))
-
-
-def read_text(path):
-    """The text of a file in UTF-8, with or without a byte-order mark."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: this is not UTF-8; save the file in that encoding") from error
 
 
 def read_lines(path, pattern, form):
@@ -737,22 +840,20 @@ def read_lines(path, pattern, form):
         line = line.strip()
         where = f"{path}, line {number}: {line[:100]!r}"
         match = re.fullmatch(pattern, line)
-        heading = number == 1 and re.match(".*(path|file|video).*label", line, re.IGNORECASE)
-        if match:
-            yield where, match.groups()
-        elif line and not line.startswith("# ") and not heading:
+        if not line or line.startswith("# ") or (number == 1 and HEADING.match(line)):
+            continue
+        if not match:
             raise UserError(f"{where}: expected {form}")
+        yield where, [group for group in match.groups() if group]
 
 
-def read_csv(path, **types):
-    """Yields "file, line" and the values of each row of a CSV; `types` gives the headings and the types of the values.
-    Raises UserError."""
-    rows = csv.DictReader(read_text(path).splitlines(), skipinitialspace=True, strict=True)
+def read_text(path):
+    """The text of a file in UTF-8, with or without a byte-order mark."""
     try:
-        for row in rows:
-            yield f"{path}, line {rows.line_num}", [convert(row[name].strip()) for name, convert in types.items()]
-    except (KeyError, AttributeError, ValueError, csv.Error) as error:  # AttributeError: a row is too short
-        raise UserError(f"{path}, line {rows.line_num}: expected a CSV with the headings {','.join(types)}") from error
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: this is not UTF-8; save the file in that encoding") from error
 
 
 # ---- Shared by the command lines of all scripts ---------------------------------------------------------------------
@@ -766,11 +867,6 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         self.paper = paper
         self.tiny = tiny
-        self.group = self
-
-    def section(self, title):
-        """Starts a new section of the help text."""
-        self.group = self.add_argument_group(title)
 
     def flag(self, name, help, kind=str, **options):
         """Adds a flag. `kind` is a function that converts the text, a tuple of choices, or bool for a switch."""
@@ -785,11 +881,13 @@ class Parser(argparse.ArgumentParser):
         elif isinstance(kind, tuple):
             options |= {"choices": kind, "type": type(kind[0])}
         else:
-            options |= {"type": kind, "metavar": kind.__name__.upper()}
-        self.group.add_argument(name, help=help, **options)
+            options["type"] = kind
+        self.add_argument(name, help=help, **options)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        if rank() == 0:
+            print(f"{self.prog}: error: {message} (see --help)", file=sys.stderr)
+        sys.exit(2)
 
 
 def at_least(minimum, kind=int, maximum=math.inf):
@@ -802,7 +900,7 @@ def at_least(minimum, kind=int, maximum=math.inf):
     return number
 
 
-def name_or_path(names, exists):
+def name_or(exists, names=()):
     """A kind of flag: one of `names`, or a path that `exists`, made absolute."""
     def path(text):
         if text in names:
@@ -813,25 +911,20 @@ def name_or_path(names, exists):
     return path
 
 
-def file_or_names(text):
-    """A kind of flag: a file, made absolute, or any other text."""
-    return os.path.abspath(text) if os.path.isfile(text) else text
-
-
-data_set = name_or_path(DATASETS, os.path.isdir)
 DATA_HELP = f"{', '.join(DATASETS)}, or a folder with train/<class>/* and val/<class>/*"
 
 
 def add_data_flags(parser, training, several=None):
     """Adds the flags about data: those of `training`, or of evaluation. `several`: nargs="+" for several splits."""
-    parser.flag("--root", "where the videos and the lists of the data set are; by default datasets/DATA", os.path.abspath)
+    parser.flag("--data", DATA_HELP, name_or(os.path.isdir, DATASETS))
+    parser.flag("--root", "where the data set is on disk; by default datasets/DATA", os.path.abspath)
     parser.flag("--split", "official split of UCF101 or HMDB51", (1, 2, 3), nargs=several)
     parser.flag("--classes", "base: the half of the classes with the most training videos; novel: the other half",
                 ("all", "base", "novel"), nargs=several)
-    parser.flag("--val-list", "validation videos, instead of a split: lines of 'path label', paths below --root; needs "
-                "--labels", os.path.abspath, nargs=several)
-    parser.flag("--labels", "class names: a CSV of id,name, or a text file with a name on each line", file_or_names,
-                nargs=several)
+    parser.flag("--val-list", "validation videos, instead of a split: lines of 'path label', or a table of file,label; "
+                "paths below --root", os.path.abspath, nargs=several)
+    parser.flag("--labels", "class names: a table of id,name (of folder,name for your own videos), or a text file with "
+                "a name on each line", os.path.abspath if training else str, nargs=several)
     parser.flag("--frames", "frames sampled from each video", at_least(1))
     if training:
         parser.flag("--train-list", "training videos, in the same form", os.path.abspath)
@@ -843,8 +936,6 @@ def add_data_flags(parser, training, several=None):
 
 def check_lists(parser, args):
     """Refuses lists that are given in part, or along with flags that they replace."""
-    if args.val_list and not args.labels:
-        parser.error("--val-list needs --labels")
     if args.val_list and args.classes not in ("all", ["all"]):
         parser.error("--classes does not go with lists")
     if hasattr(args, "train_list") and bool(args.train_list) != bool(args.val_list):
@@ -897,11 +988,19 @@ def write_json(path, content):
         temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
 
 
+def interrupt(*_):
+    """Handles Ctrl-C. A second one is ignored, so that it cannot disturb what the first one has to clean up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def run(main, *errors):
     """Runs the `main` of a script. UserError and the types in `errors`, a file that may not be read, too little memory
     and Ctrl-C end in one line on stderr. All other errors show their traceback: they are mistakes in the code."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names may not be valid text
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not in the background of a shell
+        signal.signal(signal.SIGINT, interrupt)
     try:
         main()
         if torch.distributed.is_initialized():
@@ -912,12 +1011,21 @@ def run(main, *errors):
     except PermissionError as error:
         message = f"{error.filename}: {error.strerror}"
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
-            raise
         message = "out of memory; try fewer --frames, or a smaller --micro-batch or --batch-size"
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if "shared memory" in str(error):  # of the workers
+            message = "out of shared memory; try docker run --shm-size=8g, or --workers 0"
+        elif not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
+            raise
+    except KeyboardInterrupt as error:
+        if hasattr(signal, "SIGCHLD"):  # not on Windows
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would complain about the ended workers
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        if rank() == 0:
+            tqdm.write("; ".join(["interrupted", *error.args]), file=sys.stderr)
         sys.exit(130)
+    if rank() > 0:
+        time.sleep(5)  # if the main process has the same error, it tells it, and torchrun ends this one
     sys.exit(f"{Path(sys.argv[0]).name}: error: {message}")
 
 
@@ -968,7 +1076,7 @@ def main():
     image_size = 64 if args.data == "toy" else 224
     dataset = VideoDataset(training, 8, image_size, train=True, classes=names)
     rows = []
-    for index in np.linspace(0, len(training) - 1, 10).astype(int).tolist():
+    for index in np.linspace(0, len(training) - 1, min(len(training), 10)).astype(int).tolist():
         video, label, _, _ = dataset[0, index]
         rows.append((names[label], video))
     save_grid(rows, args.out or Path(f"{Path(args.data).resolve().name}.png"))

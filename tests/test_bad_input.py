@@ -44,7 +44,7 @@ def only_line(name, errors):
     (["train.py", "--out", "LICENSE/run"], 1, "cannot write LICENSE/run: Not a directory"),
     (["evaluate.py", "--out", "LICENSE/run"], 1, "cannot write LICENSE/run: Not a directory"),
     (["train.py", "--data", "tests", "--split", "2"], 1, f"--split 2: {PROJECT}/tests has no official splits"),
-    (["train.py", "--val-list", "a.txt"], 2, "--val-list needs --labels"),
+    (["train.py", "--val-list", "a.txt"], 2, "give both --train-list and --val-list"),
     (["train.py", "--val-list", "x", "--labels", "y"], 2, "give both --train-list and --val-list"),
     (["train.py", "--train-list", "x"], 2, "give both --train-list and --val-list"),
     (["train.py", "--weights", "nosuch.pt"], 2, "--weights: 'nosuch.pt' is not on disk, and not one of ViT-B/32,"),
@@ -52,7 +52,7 @@ def only_line(name, errors):
     (["evaluate.py", "--frames", f"{10 ** 12}", "--workers", "0"], 1, "out of memory; try fewer --frames"),
     (["evaluate.py", "--split", "4"], 2, "--split: invalid choice"),
     (["evaluate.py", "--views", "4x2"], 2, "--views: '4x2' is not a number of clips x 1 or 3 crops"),
-    (["evaluate.py", "--val-list", "LICENSE"], 2, "--val-list needs --labels"),
+    (["evaluate.py", "--val-list", "LICENSE"], 1, "LICENSE, line 1: 'MIT License': expected 'file,label', the label a"),
     (["evaluate.py", "--val-list", "x", "--labels", "y", "--classes", "base"], 2, "--classes does not go with lists"),
     (["evaluate.py", "--val-list", "x", "--labels", "y", "--split", "2"], 2, "--split does not go with --val-list"),
     (["evaluate.py", "--val-list", "x", "--labels", "y", "z"], 2, "--labels: give one file, or one for each of the"),
@@ -86,7 +86,7 @@ def test_errors_go_to_stderr_with_their_status(arguments, status, home):
 
 @pytest.mark.parametrize(("file", "line", "mistake", "message"), [
     ("clip.py", "q, k, v = self.project(x)", "q, k = self.project(x)", "ValueError: too many values to unpack"),
-    ("data.py", "(video, label[name])", "(video, label[name.upper()])", "KeyError: 'BLUE CONE BLINKING'"),
+    ("data.py", "(listed, label[name])", "(listed, label[name.upper()])", "KeyError: 'BLUE CONE BLINKING'"),
     ("data.py", "center_crop(video, self.image_size)[None]", "center_crop(video, 2.5)[None]", "TypeError"),
 ])
 def test_a_mistake_in_the_code_shows_where_it_is(file, line, mistake, message, home, tmp_path):
@@ -107,21 +107,22 @@ def test_a_mistake_in_the_code_shows_where_it_is(file, line, mistake, message, h
 
 @pytest.mark.parametrize(("name", "missing", "how"), [
     ("ucf101", "ucfTrainTestlist/classInd.txt", "unrar x UCF101.rar"),
-    ("hmdb51", "testTrainMulti_7030_splits", "<class>/*.avi and testTrainMulti_7030_splits/"),
-    ("k400", "train.csv", "train.csv, val.csv, and <id>_<start>_<end>.mp4"),
-    ("k600", "train.csv", "train.csv, val.csv, and <id>_<start>_<end>.mp4"),
-    ("ssv2", "labels.json", "20bn-something-something-v2/*.webm"),
+    ("hmdb51", "testTrainMulti_7030_splits", "unrar x hmdb51_org.rar"),
+    ("k400", "train.csv", "curl -O https://s3.amazonaws.com/kinetics/400/annotations/$half.csv"),
+    ("k600", "train.csv", "https://github.com/cvdfoundation/kinetics-dataset"),
+    ("ssv2", "labels.json", "Register"),
     (".", "train", "train/<class>/* and val/<class>/*"),
 ])
 def test_the_data_set_is_not_there(name, missing, how, call, monkeypatch, tmp_path):
-    """The one error of several lines, where there are commands to be copied."""
+    """The one error of several lines, where there are commands to be copied. It names the folder in them."""
     monkeypatch.chdir(tmp_path)
     status, _, errors = call("data.py", name)
     folder = tmp_path if name == "." else tmp_path / "datasets" / name
     assert status == 1
     assert f"the data set is not in {folder}: {missing} is missing. " in errors
     assert how in errors
-    assert len(errors.splitlines()) == (4 if name == "ucf101" else 1)
+    assert len(errors.splitlines()) == {"ucf101": 4, "hmdb51": 4, "k400": 6, "k600": 6, "ssv2": 3, ".": 1}[name]
+    assert name == "." or f"cd {folder}" in errors
 
 
 def test_no_gpu(call, monkeypatch, tmp_path):
@@ -255,7 +256,7 @@ def test_the_disk_is_full_while_saving(finished, call, run):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert status == 1
     message = only_line("train.py", errors)
-    assert re.match(f"cannot write {finished}/(best|last).pt, is the disk full", message)
+    assert re.match(f"cannot write {finished}/(best|last).pt; is the disk full", message)
     assert torch.load(finished / "last.pt", weights_only=True)["step"] == 1
     assert not list(finished.glob("unfinished-*"))
     clip.load(finished / "best.pt")
@@ -265,7 +266,8 @@ def test_the_disk_is_full_while_saving(finished, call, run):
 
 def test_a_run_and_its_options_disagree(finished, call):
     status, _, errors = call("prompt.py", "--resume", finished)
-    assert (status, f"{finished} is a run of train.py" in only_line("prompt.py", errors)) == (2, True)
+    message = f"{finished} is not a run of prompt.py but of train.py"
+    assert (status, message in only_line("prompt.py", errors)) == (2, True)
     for flag, saved, given in (("--lr", "0.0008", "1.0"), ("--frames", "1", "4"), ("--seed", "1024", "7")):
         status, _, errors = call("train.py", "--resume", finished, flag, given)
         assert status == 2

@@ -344,11 +344,11 @@ def test_lists_with_wrong_content_are_told_in_one_line(name, file, content, tmp_
 
 def test_a_video_of_an_unknown_class_is_told_with_its_name(tmp_path, ucf101):
     (ucf101 / "ucfTrainTestlist/testlist02.txt").write_text("YoYo/1.avi\nUnKnown/2.avi\n")
-    with pytest.raises(data.UserError, match=r"\Aucf101: UCF-101/UnKnown/2.avi has the class 'un known', which "):
+    with pytest.raises(data.UserError, match=r"\Aucf101: \('UCF-101/UnKnown/2.avi', 'un known'\) is not a pair"):
         data.load_samples("ucf101", ucf101, split=2)
     (tmp_path / "labels.json").write_text('{"Holding something": "0"}')
     (tmp_path / "validation.json").write_text('[{"id": "1", "template": "Unknown"}]')
-    with pytest.raises(data.UserError, match=r"\Assv2: 20bn-something-something-v2/1.webm has the class 'unknown', "):
+    with pytest.raises(data.UserError, match=r"\Asomething_something: .*/1.webm', 'unknown'\) is not a pair of"):
         data.load_samples("ssv2", tmp_path)
 
 
@@ -422,7 +422,7 @@ def test_batches_are_the_same_for_any_number_of_workers_and_processes(ucf101):
         clips, batches = {}, [set(), set()]
         for rank in range(world):
             order = [batch for batch in data.training_batches(len(dataset), 2, 4, 5, rank, world) if batch[0][0] == 3]
-            for i, (video, label, index, _) in enumerate(data.make_loader(dataset, order, workers)):
+            for i, (video, label, index, _) in enumerate(data.Loader(dataset, order, workers)):
                 clips |= {int(k): (v, int(name)) for k, v, name in zip(index, video, label)}
                 batches[i] |= set(index.tolist())
         return clips, batches
@@ -439,7 +439,7 @@ def test_a_process_that_fails_ends_with_its_workers():
 import data
 samples, _ = data.load_samples("toy", train=True)
 dataset = data.VideoDataset(samples, 1, 16, train=True)
-batches = iter(data.make_loader(dataset, data.training_batches(len(dataset), 2, 1, 1), 2))
+batches = iter(data.Loader(dataset, data.training_batches(len(dataset), 2, 1, 1), 2))
 next(batches)
 raise TypeError("on purpose")
 """
@@ -465,7 +465,7 @@ def test_test_order_has_every_video_once(length, batch_size, world, monkeypatch)
     monkeypatch.setenv("WORLD_SIZE", str(world))
     for rank in range(world):
         monkeypatch.setenv("RANK", str(rank))
-        batches = evaluate.test_loader([("video", 0)] * length, 1, 16, batch_size, workers=0).batch_sampler
+        batches = evaluate.evaluation_loader([("video", 0)] * length, 1, 16, batch_size, workers=0).batch_sampler
         assert all(0 < len(batch) <= batch_size for batch in batches)
         seen += [index for batch in batches for _, index in batch]
     assert sorted(seen) == list(range(length))

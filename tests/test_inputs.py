@@ -125,14 +125,14 @@ def test_a_file_of_another_ending_is_skipped_with_a_word(name, put, here, capsys
     put("own/val/a/video.mkv", f"own/val/a/{name}")
     assert found(data.load_samples("own")[0], here) == [("own/val/a/video.mkv", 0)]
     assert capsys.readouterr().out == (
-        f"{here}/own/val: skipped 1 files that are not videos, such as a/{name}\n")
+        f"{here}/own/val: skipped 1 files that are not videos, such as val/a/{name}\n")
 
 
 def test_a_link_to_itself_is_skipped_with_a_word(put, here, capsys):
     put("own/val/a/video.mkv")
     (here / "own/val/a/round.mkv").symlink_to("round.mkv")
     assert found(data.load_samples("own")[0], here) == [("own/val/a/video.mkv", 0)]
-    assert "skipped 1 files that are not videos, such as a/round.mkv" in capsys.readouterr().out
+    assert "skipped 1 files that are not videos, such as val/a/round.mkv" in capsys.readouterr().out
 
 
 def test_beside_images_other_files_are_skipped_with_a_word(here, capsys):
@@ -140,7 +140,7 @@ def test_beside_images_other_files_are_skipped_with_a_word(here, capsys):
     write(here / "own/val/a/clip/1.jpg")
     write(here / "own/val/a/clip/n_frames", "1")
     assert found(data.load_samples("own")[0], here) == [("own/val/a/clip", 0)]
-    assert "skipped 1 files that are not videos, such as a/clip/n_frames" in capsys.readouterr().out
+    assert "skipped 1 files that are not videos, such as val/a/clip/n_frames" in capsys.readouterr().out
 
 
 CORNERS = np.zeros((48, 64, 3), np.uint8)  # red, green / blue, white
@@ -221,10 +221,10 @@ def test_junk_in_the_trees_of_data_sets_is_no_list_and_no_video(junk, put, here,
 
 LABELS = [  # ending of the file and content; these are read, the others may be told
     (".txt", "\ufeffarchery\r\nbowling\r\n"), (".txt", "\n archery \n\nbowling"),
-    (".csv", "id, name\n0, archery\n1, bowling\n"),
-    (".csv", '\ufeffname,id,count\r\nbowling,1,7\r\n"archery",0,7\r\n')]
+    (".csv", "id, name\n0, archery\n1, bowling\n"), (".csv", '\ufeffid;name\r\n1;bowling\r\n0;"archery"\r\n'),
+    (".tsv", "id\tname\n0\tarchery\n1\tbowling\n")]
 OTHER_LABELS = [
-    (".txt", "1 archery\n2 bowling\n"), (".csv", "id;name\n0;archery\n1;bowling\n"),
+    (".txt", "1 archery\n2 bowling\n"), (".csv", 'name,id,count\nbowling,1,7\n"archery",0,7\n'),
     (".csv", "ID, Name\n0, archery\n1, bowling\n"), (".csv", "id\tname\n0\tarchery\n1\tbowling\n"),
     (".txt", b"archery\nbogenschie\xdfen"), (".json", '["archery", "bowling"]'), (".json", '[\n "a",\n "b"\n]'),
     (".json", '{"archery": 0, "bowling": 1}'), (".csv", "archery\nbowling\n"), (".csv", "0,archery\n1,bowling\n"),
@@ -232,7 +232,7 @@ OTHER_LABELS = [
     (".csv", 'id,name\n0,"archery\n1,bowling\n'), (".csv", 'id,name\n0,"a\n' + "1,bowling\n" * 15000),
     (".csv", 'id,"name\n0,archery\n1,bowling\n'), (".txt", "archery, bowling\n"),
     (".txt", "id,name\n0,archery\n1,bowling\n"),
-    (".tsv", "id\tname\n0\tarchery\n1\tbowling\n"), (".txt", "archery\nbowling\n".encode("utf-16-le")),
+    (".txt", "archery\nbowling\n".encode("utf-16-le")),
     (".txt", "archery\r\nbowling".encode("utf-16"))]
 
 
@@ -262,9 +262,10 @@ LISTS = [
     "\ufeffv0.avi 0\r\nv1.avi 1\r\n", "v0.avi\t0\nv1.avi\t1\n",
     "v0.avi,0\nv1.avi,1\n", "v0.avi;0\n\nv1.avi;1\n", '"v0.avi" 0\n"v1.avi",1\n', "path label\nv0.avi 0\nv1.avi 1\n",
     "# made by me\nv0.avi 0\nv1.avi 1", "# split 1\nv0.avi 0\nv1.avi 1\n", "v0.avi 0.0\nv1.avi 1.\n",
+    "v0.avi 12 0\nv1.avi 7 1\n",
     ".\\v0.avi 0\r\n.\\v1.avi 1\r\n", "D:\\x\\v0.avi 0\nD:\\x\\v1.avi 1\n", "/of/x/v0.avi 0\n/of/x/v1.avi 1\n"]
 OTHER_LISTS = [
-    "v0.avi 0 1\nv1.avi 1 1\n", "v0.avi 12 0\nv1.avi 12 1\n", "v0.avi\nv1.avi\n", "0 v0.avi\n1 v1.avi\n",
+    "v0.avi\nv1.avi\n", "0 v0.avi\n1 v1.avi\n",
     "v0.avi -1\nv1.avi 1\n", "v0.avi 0\nvideos/labelled/v1.avi\n",
     '[["v0.avi", 0], ["v1.avi", 1]]', b"\xe9/v0.avi 0\nv1.avi 1\n", "v0.avi 0.5\nv1.avi 1\n",
     "v0.avi 0\nv1.avi 7\n", "v0.avi 0\nv1.avi 1\n".encode("utf-16-le"), "v0.avi 0\nv1.avi 1\n".encode("utf-16")]
@@ -399,13 +400,13 @@ def test_own_videos_may_lie_at_any_depth_in_classes_that_are_links_and_written_i
 
 
 def test_a_folder_that_may_not_be_read_is_told(put, here, monkeypatch, call):
-    def listdir(folder, whole=os.listdir):
+    def scan(folder, whole=os.scandir):
         if Path(folder).name == "locked":
             raise PermissionError(13, "Permission denied", str(folder))
         return whole(folder)
 
     put("own/val/a/1.mp4", "own/val/a/locked/2.mp4")
-    monkeypatch.setattr(os, "listdir", listdir)
+    monkeypatch.setattr(os, "scandir", scan)
     message = only_line(call("evaluate.py", "--data", "own", *SMALL))
     assert message == f"{here}/own/val/a/locked: Permission denied\n"
 
@@ -450,8 +451,9 @@ def test_a_run_goes_on_where_its_data_moved(kind, place, put, here, run, call, m
     assert all(os.path.isabs(path) for path in paths if path not in (None, "hmdb51"))
     monkeypatch.chdir(here)
     os.rename("old", "new")
-    assert "old" in only_line(call("evaluate.py", "--weights", "run/best.pt", "--workers", "0"))
-    assert "old" in only_line(call("train.py", "--resume", "run"))
+    for arguments in (["evaluate.py", "--weights", "run/best.pt", "--workers", "0"], ["train.py", "--resume", "run"]):
+        status, _, errors = call(*arguments)
+        assert (status, f"{here}/old" in errors.splitlines()[0]) == (1, True)
     run("evaluate.py", "--weights", "run/best.pt", "--out", "moved", *place.replace("{}", "new").split())
     assert read_results(here / "moved")["count"] == 2
     run("train.py", "--resume", "run", *f"{kind} {place}".replace("{}", "new").split())

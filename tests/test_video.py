@@ -50,11 +50,19 @@ def test_frames_of_a_variable_rate_count_as_frames(tmp_path):
 
 def test_only_what_is_needed_of_a_long_video_is_decoded(tmp_path, monkeypatch):
     path = write_video(tmp_path / "video.mp4", numbered_frames(120), **H264)
-    decoded = []
-    monkeypatch.setattr(data, "decode", lambda codec, packets, whole=data.decode: (
-        decoded.append(len(packets)), whole(codec, packets))[1])
+    packets, frames = [], []
+
+    def decode(codec, group, *options, whole=data.decode):
+        packets.append(len(group))
+        for number, frame in whole(codec, group, *options):
+            frames.append(number)
+            yield number, frame
+
+    monkeypatch.setattr(data, "decode", decode)
     assert numbers(path, 2) == [30, 90]
-    assert decoded == [12, 12]
+    assert packets == [12, 12]  # two groups of ten
+    assert frames[-1] == 90
+    assert len(frames) < 2 * 7  # up to the sixth of each group, without all that no frame depends on
     with av.open(str(path)) as container:
         shown = [packet.pts for packet in container.demux(video=0) if packet.size]
     assert shown != sorted(shown)  # there are B-frames, which come behind frames that are shown later
