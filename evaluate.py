@@ -12,7 +12,7 @@ classes that it was not trained on. Every video counts exactly once, with any ba
 """
 import copy
 import csv
-import json
+import logging
 import math
 import os
 import re
@@ -36,7 +36,7 @@ CORES = getattr(os, "process_cpu_count", os.cpu_count)()  # those that this proc
 # The settings, for models of the paper's size and for tiny. The flags have the same names and explain them.
 PAPER = dict(
     data=None, root=None, split=[1], classes=["all"], val_list=None, labels=None,
-    model=None, weights=None, template=None, zero_shot=False, blend=None,
+    model=None, weights=None, activation=None, template=None, zero_shot=False, blend=None,
     frames=32, views="1x1", batch_size=32,
     video=None, attention=False, embeddings=False, out=None,
     gpus=None, workers=min(CORES, 8), amp=None,
@@ -48,15 +48,17 @@ TINY = PAPER | dict(frames=8)
 
 def class_tokens(model, classes):
     """The tokens [C, L] of class names in the template of a model, such as "a photo of a {}.", on its device."""
+    if len(classes) < 2:
+        raise UserError(f"fewer than two classes to choose from: {classes}")
     if "{}" not in model.template:
         raise UserError(f"the template {model.template!r} has no {{}} for the class name")
     texts = [model.template.replace("{}", name) for name in classes]
     return model.tokenizer(texts).to(model.logit_scale.device)
 
 
-def predict(model, loader, tokens):
-    """The scores of n videos of a `test_loader`, [n, C], given the tokens [C, L] of the class names: the log of the
-    mean probability over the views, up to a constant. Also the labels and errors, as in `collect`."""
+def predict(model, loader, tokens, max_unreadable=1.0):
+    """The scores of the n videos of an `evaluation_loader`, [n, C], given the tokens [C, L] of the class names: the log
+    of the mean probability over the views, up to a constant. Also the labels and errors, as in `collect`."""
     model.eval()
 
     def score(video):
@@ -64,21 +66,32 @@ def predict(model, loader, tokens):
         logits = logits.unflatten(0, video.shape[:2])
         return logits.log_softmax(dim=-1).logsumexp(dim=1)  # [B, C]
 
-    return collect(loader, tokens.device, score)
+    return collect(loader, tokens.device, score, max_unreadable)
 
 
 @torch.inference_mode()
-def collect(loader, device, compute):
+def collect(loader, device, compute, max_unreadable=1.0):
     """Applies `compute` to videos [B, V, T, 3, S, S] on the device. Returns what all processes computed in the order of
-    the data set, [n, ...], the labels, int64 [n], and n error messages, "" for videos that were read."""
+    the data set, [n, ...], the labels, int64 [n], and n error messages, "" for videos that were read. Raises UserError
+    as soon as too large a share cannot be read."""
     rows = []
+    unreadable = []
     bar = tqdm(loader, "evaluating", leave=False, unit="batch", disable=rank() > 0 or None)  # None: on terminals only
     for video, label, index, error in bar:
         output = compute(video.to(device, non_blocking=True)).float().cpu()
+        output = map(torch.clone, output)  # a row of a batch is sent to other processes with the whole batch
         rows += zip(index.tolist(), output, label.tolist(), error)
+        unreadable += filter(None, error)
+        check_unreadable(unreadable, len(rows), max_unreadable)
     rows = sorted(gather(rows), key=lambda row: row[0])
     _, outputs, labels, errors = zip(*rows)
     return torch.stack(outputs), torch.tensor(labels), list(errors)
+
+
+def check_unreadable(errors, seen, limit):
+    """Raises UserError if more than this share of the videos `seen` could not be read, once there are 200."""
+    if len(errors) > limit * max(seen, 200):
+        raise UserError(f"over {limit:.0%} of the videos cannot be read, such as {errors[-1]}")
 
 
 def accuracy(scores, labels, errors, classes=None):
@@ -87,7 +100,7 @@ def accuracy(scores, labels, errors, classes=None):
     right = scores.gather(1, labels[:, None])
     better = (scores >= right).sum(dim=1) - 1  # classes that score at least as much: a tie counts as wrong
     unreadable = torch.tensor([bool(error) for error in errors])
-    better[unreadable | scores.isnan().any(dim=1)] = len(scores[0])
+    better[unreadable | scores.isnan().any(dim=1)] = 5  # wrong, even among fewer than five classes
     top1, top5 = (better < 1).double(), (better < 5).double()
     results = {
         "top1": 100 * top1.mean().item(),
@@ -104,25 +117,27 @@ def accuracy(scores, labels, errors, classes=None):
     return results
 
 
-def evaluate(model, loader, tokens):
-    """Accuracy of a CLIP on the videos of a `test_loader`, given the tokens [C, L] of their class names: a dict of
-    `top1` and `top5`, percent; `count`, the number of videos; and `unreadable`, a list of "path: reason" of those that
-    could not be read and count as wrong. With several processes, each gets the result of all."""
-    scores, labels, errors = predict(model, loader, tokens)
+def evaluate(model, loader, tokens, max_unreadable=1.0):
+    """Accuracy of a CLIP on the videos of an `evaluation_loader`, given the tokens [C, L] of their class names: a dict
+    of `top1` and `top5`, percent; `count`, the number of videos; and `unreadable`, a list of "path: reason" of those
+    that could not be read and count as wrong. With several processes, each gets the result of all."""
+    scores, labels, errors = predict(model, loader, tokens, max_unreadable)
     return accuracy(scores, labels, errors)
 
 
-def test_loader(samples, frames, image_size, batch_size, workers, num_clips=1, num_crops=1):
+def evaluation_loader(samples, frames, image_size, batch_size, workers, num_clips=1, num_crops=1):
     """The batches of this process, videos [B, V, T, 3, S, S] in test order: over all processes, every video once."""
     dataset = data.VideoDataset(samples, frames, image_size, train=False, num_clips=num_clips, num_crops=num_crops)
     share = [(0, index) for index in range(rank(), len(samples), data.process("WORLD_SIZE", 1))]
     batches = torch.utils.data.BatchSampler(share, batch_size, drop_last=False)
-    return data.make_loader(dataset, batches, workers)
+    return data.Loader(dataset, batches, workers)
 
 
 @torch.inference_mode()
 def classify(model, video, labels):
     """A video uint8 [T, 3, h, w] of `data.read_video` to a list of (label, probability), the best first."""
+    if video.dtype != torch.uint8 or isinstance(labels, str):
+        raise ValueError("classify takes a uint8 video, as data.read_video gives it, and a list of labels")
     model.eval()
     tokens = class_tokens(model, labels)
     video = data.center_crop(video, model.image_size)[None].to(tokens.device)
@@ -161,16 +176,17 @@ def attention(model, images):
     return patches.unflatten(-1, (grid, grid)).float().cpu()
 
 
-def draw_attention(models, video, path):
-    """Draws 8 frames of a video uint8 [T, 3, S, S], and once more for each of {name: CLIP}, dark where the model does
-    not look."""
-    video = video[data.sample_frames(len(video), min(len(video), 8))]
-    rows = [("frame", video)]
+def draw_attention(models, title, path, frames, picture):
+    """Draws 8 of the frames of a video, and once more for each of {name: CLIP}, dark where the model does not look."""
+    *_, model = models.values()
+    video = data.read_video(path, frames, short_side=round(model.image_size * data.SHORT_SIDE))
+    video = data.center_crop(video, model.image_size)[data.sample_frames(frames, min(frames, 8))]
+    rows = [(title, video)]
     for name, model in models.items():
         light = attention(model, video.to(model.logit_scale.device))[:, None]
         light = F.interpolate(light, video.shape[-2:], mode="bicubic").clamp(0, 1)
         rows.append((name, (video * (0.15 + 0.85 * light)).byte()))
-    data.save_grid(rows, path)
+    data.save_grid(rows, picture)
 
 
 @torch.inference_mode()
@@ -184,31 +200,29 @@ def embed(model, loader, tokens):
     return videos, model.encode_text(tokens).float().cpu()
 
 
-def save_embeddings(videos, texts, samples, classes, path):
-    """Saves embeddings of videos {model: [n, D]} and of class names {model: [C, D]} as arrays [M, n, D], [M, C, D]."""
-    paths, labels = zip(*samples)
-    with data.writing(path) as temporary:
-        np.savez(temporary, models=list(videos), videos=torch.stack(list(videos.values())),
-                 texts=torch.stack(list(texts.values())), paths=list(map(str, paths)), labels=labels, classes=classes)
-
-
-def draw_embeddings(videos, labels, classes, path):
-    """Draws two principal components of embeddings {model: [n, D]}, coloured by class. A label of -1 is not drawn."""
+def save_embeddings(videos, texts, samples, errors, classes, path):
+    """Saves embeddings of videos {model: [n, D]} and of class names {model: [C, D]} as `path`.npz, in arrays [M, n, D]
+    and [M, C, D]. Draws two principal components of the videos that were read, coloured by class, as `path`.png."""
     from matplotlib.figure import Figure
 
-    classes = classes[:70]  # as many as there are pairs of a colour and a marker
+    paths, labels = zip(*samples)
+    with data.writing(path.with_suffix(".npz")) as temporary:
+        np.savez(temporary, models=list(videos), videos=torch.stack(list(videos.values())),
+                 texts=torch.stack(list(texts.values())), paths=list(map(str, paths)), labels=labels, classes=classes)
+    kept = torch.tensor([not error for error in errors])
+    labels = torch.tensor(labels)[kept]
     figure = Figure(figsize=(6 * len(videos) + 3, 5), layout="constrained")
     grid = figure.subplots(1, len(videos), squeeze=False)[0]
-    for axes, model in zip(grid, videos):
-        points = F.normalize(videos[model], dim=-1)
-        points = points - points[labels >= 0].mean(dim=0)
-        directions = torch.linalg.eigh(points.T @ points).eigenvectors[:, [-1, -2]]  # of the largest variance
-        for label, name in enumerate(classes):
-            x, y = directions.T @ points[labels == label].T
-            axes.scatter(x, y, s=22, color=f"C{label % 10}", marker="os^DvPX"[label % 7], label=name)
+    for axes, (model, embeddings) in zip(grid, videos.items()):
+        points = F.normalize(embeddings[kept], dim=-1)
+        points = points - points.mean(dim=0)
+        points = points @ torch.linalg.eigh(points.T @ points).eigenvectors[:, [-1, -2]]  # of the largest variance
+        for i, name in enumerate(classes[:70]):  # as many as there are pairs of a colour and a marker
+            x, y = points[labels == i].T
+            axes.scatter(x, y, s=22, color=f"C{i % 10}", marker="os^DvPX"[i % 7], label=name)
         axes.set(xticks=[], yticks=[], xlabel=f"principal component 1\n{model}", ylabel="principal component 2")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", ncols=2, fontsize=8)
-    with data.writing(path) as temporary:
+    with data.writing(path.with_suffix(".png")) as temporary:
         figure.savefig(temporary, dpi=120)
 
 
@@ -216,16 +230,14 @@ def draw_embeddings(videos, labels, classes, path):
 
 def add_flags(parser, training, several=None):
     """Adds the flags about data, model and machine."""
-    parser.section("data")
-    parser.flag("--data", data.DATA_HELP, data.data_set)
     data.add_data_flags(parser, training, several)
-    parser.section("model")
     parser.flag("--model", f"CLIP to start from: {', '.join(clip.MODELS)}; by default tiny for the toy, else ViT-B/16",
                 tuple(clip.MODELS))
     parser.flag("--weights", "load this file instead of --model: a checkpoint, or the weights of any CLIP with a ViT",
-                data.name_or_path(clip.MODELS, os.path.isfile))
+                data.name_or(os.path.isfile, clip.MODELS))
+    parser.flag("--activation", "activation of the weights, if no configuration beside them names it",
+                tuple(clip.ACTIVATIONS))
     parser.flag("--template", "sentence around a class name, which replaces {}")
-    parser.section("machine")
     parser.flag("--gpus", "number of GPUs, 0 for the CPU; by default 1 if there is one", data.at_least(0))
     parser.flag("--workers", "processes per GPU that read videos", data.at_least(0))
     parser.flag("--batch-size", "videos in a batch, of all GPUs together", data.at_least(1))
@@ -244,7 +256,7 @@ def choose_settings(typed, saved, paper, tiny):
     chosen = saved | typed
     if not any(chosen.get(name) for name in ("data", "val_list", "video")):
         chosen["data"] = "toy"
-    if "model" not in chosen:
+    if not chosen.get("model"):
         chosen["model"] = "tiny" if chosen.get("data") == "toy" else "ViT-B/16"
     block = tiny if chosen["model"] == "tiny" else paper
     return SimpleNamespace(**block | chosen)
@@ -277,18 +289,34 @@ def default_precision(gpus):
 
 def start(args):
     """Joins the processes that torchrun started, or starts torchrun if --gpus is above 1. Returns the device."""
-    if args.gpus > 1 and not dist.is_torchelastic_launched():
-        from torch.distributed.run import main as torchrun
-
-        torchrun(["--standalone", f"--nproc-per-node={args.gpus}", *sys.argv])
-        sys.exit()
+    launched = dist.is_torchelastic_launched()
+    if args.gpus > 1 and not launched:
+        sys.exit(run_torchrun(args.gpus))
     device = torch.device("cpu")
+    backends = "cpu:gloo"
     if args.gpus:
         device = torch.device(torch.accelerator.current_accelerator().type, data.process("LOCAL_RANK"))
         torch.accelerator.set_device_index(device.index)
-    if dist.is_torchelastic_launched():
-        dist.init_process_group()
+        backends += f",{device.type}:{dist.get_default_backend_for_device(device)}"
+    if launched:
+        dist.init_process_group(backends)
     return device
+
+
+def run_torchrun(processes):
+    """Runs this command in several processes. Returns their exit status; they have told the reason themselves."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.disable()  # torchrun's own report
+    try:
+        run.run(run.parse_args(["--standalone", f"--nproc-per-node={processes}", *sys.argv]))
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    except SignalException:
+        return 130
+    return 0
 
 
 def gather(rows):
@@ -312,7 +340,6 @@ def parse_args():
     """The settings of an evaluation. Exits with status 2 if the flags are wrong."""
     parser = data.Parser(__doc__, PAPER, TINY)
     add_flags(parser, training=False, several="+")
-    parser.section("evaluation")
     parser.flag("--zero-shot", "evaluate plain CLIP, as without --weights", bool)
     parser.flag("--views", "4x3: 4 clips of each video times 3 crops (or 1), whose probabilities are averaged")
     parser.flag("--blend", "interpolate between the weights of --model (0) and --weights (1)",
@@ -326,6 +353,9 @@ def parse_args():
     typed = vars(parser.parse_args())
     trained = trained_with(typed.get("weights"))
     args = choose_settings(typed, saved_settings(trained, typed), PAPER, TINY)
+    args.before = None  # the model that the training of --weights started from
+    if args.weights:
+        args.before = typed.get("model") or trained.get("weights") or trained.get("model")
     choose_device(parser, args)
     views = re.fullmatch("([1-9][0-9]*)x([13])", args.views)
     if not views:
@@ -333,8 +363,8 @@ def parse_args():
     args.views = int(views[1]), int(views[2])
     if args.zero_shot and args.weights:
         parser.error("--zero-shot evaluates plain CLIP: give --model, not --weights")
-    if args.blend and not args.weights:
-        parser.error("--blend needs --weights, to be mixed with plain CLIP")
+    if args.blend and not args.before:
+        parser.error("--blend needs --weights, and --model if these do not know what their training started from")
     if args.video:
         if not args.labels and not args.weights:
             parser.error("--video needs --labels")
@@ -344,7 +374,7 @@ def parse_args():
     data.check_lists(parser, args)
     if args.val_list and args.split != [1]:
         parser.error("--split does not go with --val-list: give several lists")
-    if args.val_list and len(args.labels) not in (1, len(args.val_list)):
+    if args.val_list and args.labels and len(args.labels) not in (1, len(args.val_list)):
         parser.error("--labels: give one file, or one for each of the lists")
     return args
 
@@ -362,18 +392,19 @@ def saved_settings(trained, typed):
 
 
 def load_models(args, device):
-    """The models to evaluate, {name: CLIP}: the blends, or the model, after the plain one if pictures compare them."""
+    """The models to evaluate, {name: CLIP}: the blends, or the model, after the one before training if both are to be
+    looked at."""
     models = {}
-    if args.weights and (args.blend or args.attention or args.embeddings):
-        models[args.model] = clip.load(args.model, device)
+    if args.before and (args.blend or args.attention or args.embeddings):
+        models[args.before] = clip.load(args.before, device)
     name = args.weights or args.model
-    models[name] = clip.load(name, device)
+    models[name] = clip.load(name, device, activation=args.activation)
     if args.template:
         for model in models.values():
             model.template = args.template
     if not args.blend:
         return models
-    return {f"blend {share:g}": blend(models[args.model], models[name], share) for share in args.blend}
+    return {f"blend {share:g}": blend(models[args.before], models[name], share) for share in args.blend}
 
 
 def read_labels(labels):
@@ -384,8 +415,6 @@ def read_labels(labels):
     else:
         names = re.split(r"\s*[,\n]\s*", text.strip())
     different = {" ".join(name.lower().split()): name for name in names if name}  # as the tokenizer sees them
-    if len(different) < 2:
-        raise UserError(f"--labels {text!r} names fewer than two classes")
     return list(different.values())
 
 
@@ -393,7 +422,11 @@ def find_videos(args):
     """What to evaluate: tuples (split or list, kind of classes, samples, class names). Without known classes, for
     --video, the samples have the label -1."""
     if args.video:
-        paths = [video for path in args.video for video in data.find_videos(path)]
+        paths = []
+        for path in args.video:
+            if not path.exists():
+                raise UserError(f"{path}: there is no such file")
+            paths += data.find_videos(path)
         classes = args.labels and read_labels(args.labels)
         return [(None, None, [(path, -1) for path in paths], classes)]
     parts = []
@@ -413,9 +446,9 @@ def show_predictions(samples, scores, errors, classes):
     for (path, _), row, error in zip(samples, scores.softmax(dim=-1).tolist(), errors):
         if error:
             say(f"unreadable  {error}")
-            continue
-        for probability, name in sorted(zip(row, classes), reverse=True)[:shown]:
-            say(f"{100 * probability:5.1f} %  {name:24}  {path}")
+        else:
+            for probability, name in sorted(zip(row, classes), reverse=True)[:shown]:
+                say(f"{100 * probability:5.1f} %  {name:24}  {path}")
     if all(errors):
         raise UserError("none of the videos can be read")
 
@@ -423,8 +456,8 @@ def show_predictions(samples, scores, errors, classes):
 def write_predictions(samples, scores, errors, classes, path):
     """Writes a table of videos: class, if it is known, prediction, probabilities and error."""
     # File names may not be valid text: "surrogateescape" writes their bytes unchanged.
-    text = dict(newline="", encoding="utf-8", errors="surrogateescape")
-    with data.writing(path) as temporary, open(temporary, "w", **text) as file:
+    with data.writing(path) as temporary, temporary.open(
+            "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["video", "class", "prediction", "probability", "error", *classes])
         for (video, label), row, error in zip(samples, scores.softmax(dim=-1).tolist(), errors):
@@ -443,11 +476,13 @@ def report(runs):
     for run in runs:
         groups.setdefault((run["model"], run["classes"]), []).append(run)
     width = max(len(run["model"]) for run in runs)
-    say(f"\n{'':{width}}  {'classes':13}  {'top-1, %':>12}  {'top-5, %':>12}")
+    columns = {"top1": "top-1, %", "top5": "top-5, %"}
+    if max(run["num_classes"] for run in runs) <= 5:
+        del columns["top5"]
+    say(f"\n{'':{width}}  {'classes':13}" + "".join(f"  {title:>12}" for title in columns.values()))
     for (model, kind), group in groups.items():
-        top1 = mean_and_deviation([run["top1"] for run in group])
-        top5 = mean_and_deviation([run["top5"] for run in group])
-        say(f"{model:{width}}  {kind:13}  {top1:>12}  {top5:>12}")
+        values = [mean_and_deviation([run[column] for run in group]) for column in columns]
+        say(f"{model:{width}}  {kind:13}" + "".join(f"  {value:>12}" for value in values))
         if kind == "novel" and (model, "base") in groups:
             pairs = zip(groups[model, "base"], group)
             means = [statistics.harmonic_mean([base["top1"], novel["top1"]]) for base, novel in pairs]
@@ -477,14 +512,19 @@ def main():
     parts = find_videos(args)  # before weights are downloaded
     models = load_models(args, device)
     *_, model = models.values()
+    if args.video and not args.labels and not model.classes:
+        raise UserError(f"--video needs --labels: {args.weights} does not store its classes")
     say(f"{args.weights or args.model}, {args.frames} frames, prompt {model.template!r}")
-    num_clips, num_crops = args.views
-    batch_size = math.ceil(args.batch_size / args.world / num_clips / num_crops)
+    batch_size = math.ceil(args.batch_size / args.world / math.prod(args.views))
+    own = args.data not in data.DATASETS and not args.labels  # a folder or lists that name their own classes
     runs = []
     for number, (split, kind, samples, classes) in enumerate(parts, 1):
         suffix = f"-{number}" if len(parts) > 1 else ""
-        classes = classes or model.classes
-        loader = test_loader(samples, args.frames, model.image_size, batch_size, args.workers, num_clips, num_crops)
+        if not classes:
+            classes = model.classes
+        elif own and model.classes and set(classes) <= set(model.classes):  # some may have no validation video
+            samples, classes = data.relabel(samples, classes, model.classes), model.classes
+        loader = evaluation_loader(samples, args.frames, model.image_size, batch_size, args.workers, *args.views)
         videos, texts = {}, {}
         for name, model in models.items():
             with autocast(args.amp, device):
@@ -496,26 +536,22 @@ def main():
                 show_predictions(samples, scores, errors, classes)
             else:
                 result = accuracy(scores, labels, errors, classes)
-                runs.append({"model": name, "split": split, "classes": kind, **result})
-
-        if rank() > 0:
-            continue
-        readable = [path for (path, _), error in zip(samples, errors) if not error]
-        if args.embeddings:
-            save_embeddings(videos, texts, samples, classes, out / f"embeddings{suffix}.npz")
-            labels[[bool(error) for error in errors]] = -1  # not drawn
-            draw_embeddings(videos, labels, classes, out / f"embeddings{suffix}.png")
-        if args.out or (args.video and len(samples) > 1):
-            write_predictions(samples, scores, errors, classes, out / f"predictions{suffix}.csv")
-        if args.attention:
-            for path in readable[:: max(1, len(readable) // 3)][:3]:
-                video = data.read_video(path, args.frames, short_side=round(model.image_size * data.SHORT_SIDE))
-                video = data.center_crop(video, model.image_size)
-                draw_attention(models, video, out / f"attention{suffix}-{path.stem}.png")
+                runs.append({"model": name, "split": split, "classes": kind, "num_classes": len(classes), **result})
+        if rank() == 0:
+            if args.embeddings:
+                save_embeddings(videos, texts, samples, errors, classes, out / f"embeddings{suffix}")
+            if args.out or (args.video and len(samples) > 1):
+                write_predictions(samples, scores, errors, classes, out / f"predictions{suffix}.csv")
+            if args.attention:
+                readable = [i for i, error in enumerate(errors) if not error]
+                for n, i in enumerate(readable[:: max(1, len(readable) // 3)][:3], 1):
+                    path, label = samples[i]
+                    title = classes[label if label >= 0 else scores[i].argmax()]
+                    draw_attention(models, title, path, args.frames, out / f"attention{suffix}-{n}-{path.stem}.png")
     if runs:
         report(runs)
-    if runs and args.out and rank() == 0:
-        data.write_json(out / "results.json", {"runs": runs, "command": sys.argv, "arguments": vars(args)})
+        if args.out and rank() == 0:
+            data.write_json(out / "results.json", {"runs": runs, "command": sys.argv, "arguments": vars(args)})
 
 
 if __name__ == "__main__":

@@ -63,7 +63,6 @@ def add_prompts(model, args):
 
 def main():
     parser = train.make_parser(__doc__, PAPER, TINY)
-    parser.section("prompts")
     parser.flag("--ctx", "prompt tokens in the image and the text encoder, or 0", data.at_least(0), nargs=2)
     parser.flag("--depth", "layers with prompts of their own, in the image and the text encoder", data.at_least(1),
                 nargs=2)
@@ -73,7 +72,7 @@ def main():
     device = evaluate.start(args)
     samples, val_samples, classes = data.load_halves(args)
     model, state = train.open_run(args, device, samples, classes)
-    val_loader = evaluate.test_loader(val_samples, args.frames, model.image_size, args.micro_batch, args.workers)
+    val_loader = evaluate.evaluation_loader(val_samples, args.frames, model.image_size, args.micro_batch, args.workers)
     if not state.validations:
         train.validate(args, model, state, val_loader)  # before training
         add_prompts(model, args)

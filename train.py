@@ -34,7 +34,7 @@ from data import UserError, rank, say
 # `main` have the same names and explain them.
 PAPER = dict(
     data=None, root=None, split=1, classes="all", train_list=None, val_list=None, labels=None,
-    model=None, weights=None, template="a photo of a {}.", tune="both", fusion="embedding",
+    model=None, weights=None, activation=None, template="a photo of a {}.", tune="both", fusion="embedding",
     frames=32, shots=None, augment="mix", seed=1024,
     batch_size=256, epochs=10, warmup_epochs=5, lr=8e-6,
     gpus=None, workers=min(evaluate.CORES, 8), amp=None, micro_batch=8, checkpoint_activations=False, compile=False,
@@ -65,10 +65,8 @@ def learning_rate(step, steps, warmup_steps, peak):
 
 
 def train(args, model, state, samples, val_loader):
-    """Trains the parameters of a CLIP that require a gradient, and validates after every epoch.
-
-    `samples` are the training videos, (path, label). `state` is that of `open_run` and is updated: what a run needs to
-    be resumed. Leaves log.jsonl, curves.png, last.pt and best.pt in the folder args.out."""
+    """Trains the parameters of a CLIP that require a gradient on `samples`, (path, label). Validates after every epoch.
+    Updates the `state` of `open_run`. Leaves log.jsonl, curves.png, last.pt and best.pt in the folder args.out."""
     device = model.logit_scale.device
     steps_per_epoch = len(samples) // args.batch_size
     steps = args.epochs * steps_per_epoch
@@ -90,7 +88,7 @@ def train(args, model, state, samples, val_loader):
     batches = data.training_batches(
         len(samples), args.batch_size, args.epochs, args.seed, rank(), args.world, args.micro_batch)
     batches = itertools.islice(batches, state.step * micro_steps, None)  # a resumed run has read the first ones
-    loader = iter(data.make_loader(dataset, batches, args.workers))
+    loader = iter(data.Loader(dataset, batches, args.workers))
     tokens = evaluate.class_tokens(model, state.classes)  # [C, L]
     bar = tqdm(total=steps, initial=state.step, bar_format=BAR, disable=rank() > 0 or None)  # None: on terminals only
     saved = time.perf_counter()
@@ -162,7 +160,7 @@ def train(args, model, state, samples, val_loader):
             skipped=not finite, videos_per_second=speed, data_wait=wait, unreadable=sorted(errors))
         bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {speed:.0f} videos/s, data wait {wait:.0%}")
         bar.update()
-        check_unreadable(state.unreadable, state.step * args.batch_size)
+        evaluate.check_unreadable(state.unreadable, state.step * args.batch_size, MAX_UNREADABLE)
 
         # Validate after each epoch; save then, and every few minutes
         epoch_ends = state.step % steps_per_epoch == 0
@@ -181,19 +179,17 @@ def train(args, model, state, samples, val_loader):
 def validate(args, model, state, loader):
     """Measures the accuracy on the validation videos with the template of the model; prints, logs and stores it."""
     with evaluate.autocast(args.amp, model.logit_scale.device):
-        results = evaluate.evaluate(model, loader, evaluate.class_tokens(model, state.classes))
+        results = evaluate.evaluate(model, loader, evaluate.class_tokens(model, state.classes), MAX_UNREADABLE)
     epoch = len(state.validations)
-    prompt = f"   (prompt {model.template!r})" if epoch == 0 else ""
-    say(f"epoch {epoch:2} of {args.epochs}   top-1 {results['top1']:5.1f} %   top-5 {results['top5']:5.1f} %{prompt}")
+    note = f"   (prompt {model.template!r})" if epoch == 0 else ""
+    say_accuracy(f"epoch {epoch:2} of {args.epochs}", results, state.classes, note)
     log(args.out, step=state.step, epoch=epoch, **results)
-    check_unreadable(results["unreadable"], results["count"])
     state.validations.append(results)
 
 
-def check_unreadable(errors, seen):
-    """Raises UserError if too many of the videos that were `seen` could not be read."""
-    if len(errors) > MAX_UNREADABLE * max(seen, 200):
-        raise UserError(f"over {MAX_UNREADABLE:.0%} of the videos cannot be read, such as {errors[-1]}")
+def say_accuracy(title, result, classes, note=""):
+    top5 = f"   top-5 {result['top5']:5.1f} %" if len(classes) > 5 else ""
+    say(f"{title:14}   top-1 {result['top1']:5.1f} %{top5}{note}")
 
 
 # ---- What a run leaves ----------------------------------------------------------------------------------------------
@@ -216,7 +212,8 @@ def open_run(args, device, samples, classes):
                             f"not these {state.videos} of {len(classes)}")
         for name in vars(state):
             setattr(state, name, content[name])
-    model = clip.load(weights, device)
+    torch.manual_seed(args.seed)  # for layers that are added to the model
+    model = clip.load(weights, device, activation=args.activation)
     model.visual.transformer.checkpointing = args.checkpoint_activations
     model.transformer.checkpointing = args.checkpoint_activations
     if args.compile:
@@ -259,6 +256,7 @@ def save(path, args, model, state, optimizer=None, scaler=None):
         "std": model.std,
         "template": model.template,
         "fusion": model.fusion,
+        "activation": model.activation,
         "args": vars(args) | {"out": str(args.out)},
         **vars(state),
     }
@@ -268,7 +266,7 @@ def save(path, args, model, state, optimizer=None, scaler=None):
         with data.writing(path) as temporary:
             torch.save(content, temporary)
     except RuntimeError as error:  # torch raises it for what the disk reports
-        raise UserError(f"cannot write {path}, is the disk full? ({error})") from error
+        raise UserError(f"cannot write {path}; is the disk full? {error}") from error
 
 
 def log(folder, **record):
@@ -289,8 +287,9 @@ def draw_curves(path, state):
     left, right = figure.subplots(1, 2)
     left.plot(state.losses, linewidth=1)
     left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
-    accuracies = [(result["top1"], result["top5"]) for result in state.validations]
-    right.plot(accuracies, "o-", label=["top-1", "top-5"])
+    right.plot([result["top1"] for result in state.validations], "o-", label="top-1")
+    if len(state.classes) > 5:
+        right.plot([result["top5"] for result in state.validations], "o-", label="top-5")
     right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
     right.legend(loc="lower right")
     with data.writing(path) as temporary:
@@ -300,8 +299,13 @@ def draw_curves(path, state):
 def describe(args, model, state):
     """Prints what the run will do."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = {name.split(".")[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    prompt = f"prompt {model.template!r}"
+    if model.activation != "quick_gelu":
+        prompt += f", activation {model.activation}"
     say(f"""\
-model      {args.weights or args.model}, {trained:,} parameters to train ({args.tune}), prompt {model.template!r}
+model      {args.weights or args.model}, {trained:,} parameters to train ({args.tune}), {prompt}
+frozen     {', '.join(sorted(frozen))}
 data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(state.classes)}
 videos     {state.videos} to train, {state.validations[0]["count"]} to validate; {args.frames} frames, \
 {model.image_size} pixels
@@ -316,9 +320,9 @@ def resumable(args):
     try:
         yield
     except KeyboardInterrupt:
-        if (args.out / "last.pt").exists():
-            say(f"to go on: python {args.script} --resume {args.out}")
-        raise
+        if not (args.out / "last.pt").exists():
+            raise
+        raise KeyboardInterrupt(f"to go on: python {args.script} --resume {args.out}") from None
 
 
 def report(args, state):
@@ -328,13 +332,12 @@ def report(args, state):
     for error in sorted({*state.unreadable, *best["unreadable"]}):
         say(f"unreadable {error}")
     title = "prompts" if args.tune == "prompts" else "fine-tuned"
+    say()
+    say_accuracy("before", before, state.classes)
+    say_accuracy(title, best, state.classes)
     minutes, seconds = divmod(round(state.seconds), 60)
-    say(f"""
-              top-1    top-5
-before       {before["top1"]:6.1f}   {before["top5"]:6.1f}   %
-{title:10}   {best["top1"]:6.1f}   {best["top5"]:6.1f}   %
-{minutes} min {seconds} s of training, {state.step * args.batch_size / state.seconds:.0f} videos/s
-the best model is {args.out / "best.pt"}""")
+    speed = state.step * args.batch_size / state.seconds
+    say(f"{minutes} min {seconds} s of training, {speed:.0f} videos/s\nthe best model is {args.out / 'best.pt'}")
 
 
 # ---- Command line ---------------------------------------------------------------------------------------------------
@@ -348,11 +351,9 @@ def make_parser(doc, paper, tiny):
     """A parser with the flags that fine-tuning and prompt learning share."""
     parser = data.Parser(doc, paper, tiny)
     evaluate.add_flags(parser, training=True)
-    parser.section("recipe")
     parser.flag("--epochs", "passes over the data", data.at_least(1))
     parser.flag("--warmup-epochs", "length of the linear warm-up", data.at_least(0, float))
     parser.flag("--lr", "peak learning rate", data.at_least(0, float))
-    parser.section("run")
     parser.flag("--micro-batch", "videos on a GPU at once, at most; does not change the gradient", data.at_least(1))
     parser.flag("--checkpoint-activations", "recompute activations: less memory, a third more time", bool)
     parser.flag("--compile", "compile both encoders: slower to start, then faster", bool)
@@ -373,14 +374,14 @@ def parse_args(parser):
             parser.error(f"--resume: {last} is not there, so there is nothing to continue")
         saved = evaluate.trained_with(last)
         typed["out"] = folder
-        if saved["script"] != parser.prog:
-            parser.error(f"--resume: {folder} is a run of {saved['script']}")
+        if saved.get("script") != parser.prog:
+            parser.error(f"--resume: {folder} is not a run of {parser.prog} but of {saved.get('script')}")
         for name in typed.keys() - MAY_CHANGE:
             if typed[name] != saved[name]:
                 flag = f"--{name.replace('_', '-')}"
                 parser.error(f"{flag} is {saved[name]!r} in {folder} and cannot become {typed[name]!r}")
     elif trained := evaluate.trained_with(typed.get("weights")):
-        saved = {"model": trained["model"]}
+        saved = {"model": trained.get("model")}
     args = evaluate.choose_settings(typed, saved, parser.paper, parser.tiny)
     args.script = parser.prog
     data.check_lists(parser, args)
@@ -414,7 +415,6 @@ def freeze(model, tune):
 
 def main():
     parser = make_parser(__doc__, PAPER, TINY)
-    parser.section("method")
     parser.flag("--tune", "encoders to train", ("both", "image", "text"))
     parser.flag("--fusion", "what is averaged over time. embedding: the embeddings of the frames; decision: their "
                 "logits; image: nothing in training, where every frame is an example, and then their probabilities",
@@ -423,7 +423,7 @@ def main():
     device = evaluate.start(args)
     samples, val_samples, classes = data.load_halves(args)
     model, state = open_run(args, device, samples, classes)
-    val_loader = evaluate.test_loader(val_samples, args.frames, model.image_size, args.micro_batch, args.workers)
+    val_loader = evaluate.evaluation_loader(val_samples, args.frames, model.image_size, args.micro_batch, args.workers)
     if not state.validations:
         validate(args, model, state, val_loader)  # before training
     freeze(model, args.tune)

@@ -170,8 +170,9 @@ def test_a_video_is_classified_on_the_device_of_the_model(model):
 def test_attention_comes_back_from_the_device(gpu, model, monkeypatch):
     drawn = []
     monkeypatch.setattr(data, "save_grid", lambda rows, _: drawn.extend(rows))
-    evaluate.draw_attention({"one": model, "two": model}, pixels(3, 3, 64, 64), "attention.png")
-    assert [title for title, _ in drawn] == ["frame", "one", "two"]
+    monkeypatch.setattr(data, "read_video", lambda path, frames, short_side: pixels(frames, 3, 72, 80))
+    evaluate.draw_attention({"one": model, "two": model}, "red ball", "video.mp4", 3, "attention.png")
+    assert [title for title, _ in drawn] == ["red ball", "one", "two"]
     assert {picture.device.type for _, picture in drawn} == {"cpu"}
     with evaluate.autocast("fp16", gpu):
         assert evaluate.attention(model, pixels(5, 3, 64, 64).to(gpu)).shape == (5, 4, 4)
@@ -186,7 +187,7 @@ def test_embeddings_come_back_from_the_device(gpu, model, tokens):
 
 
 def test_models_are_blended_on_the_device(gpu):
-    args = types.SimpleNamespace(weights="tuned.pt", model="tiny", template=None, blend=[0, 0.25])
+    args = types.SimpleNamespace(weights="tuned.pt", before="tiny", activation=None, template=None, blend=[0, 0.25])
     models = evaluate.load_models(args, gpu)
     assert list(models) == ["blend 0", "blend 0.25"]
     assert {parameter.device for model in models.values() for parameter in model.parameters()} == {gpu}
@@ -205,7 +206,7 @@ SAMPLES, CLASSES = [("video.avi", 0)] * 8, list("abcd")
 
 def replace_files(monkeypatch, saved):
     """Batches for the workers', and checkpoints go to `saved`, {name: what they are made of}."""
-    monkeypatch.setattr(data, "make_loader", lambda clips, *_: loader(batches=4) if clips.train else loader(1))
+    monkeypatch.setattr(data, "Loader", lambda clips, *_: loader(batches=4) if clips.train else loader(1))
     monkeypatch.setattr(train, "save", lambda path, *parts: saved.update({path.name: parts}))
     monkeypatch.setattr(train, "draw_curves", lambda *_: None)
 

@@ -39,7 +39,7 @@ def clips():
 
 
 def loader(samples, **views):
-    return evaluate.test_loader(samples, frames=4, image_size=64, batch_size=5, workers=0, **views)
+    return evaluate.evaluation_loader(samples, frames=4, image_size=64, batch_size=5, workers=0, **views)
 
 
 def test_every_video_counts_once_whatever_the_batch_and_the_processes(run, tuned, tmp_path):
@@ -150,7 +150,8 @@ def test_all_blends_are_measured_at_once(run, tuned, tmp_path):
 
 
 def test_a_model_may_be_blended_with_itself(run, tmp_path):
-    run("evaluate.py", "--frames", "1", "--classes", "novel", "--weights", "tiny", "--blend", "0.5", "--out", tmp_path)
+    run("evaluate.py", "--frames", "1", "--classes", "novel", "--weights", "tiny", "--model", "tiny", "--blend",
+        "0.5", "--out", tmp_path)
     run("evaluate.py", "--frames", "1", "--classes", "novel", "--out", tmp_path / "plain")
     assert read_results(tmp_path)["per_class"] == read_results(tmp_path / "plain")["per_class"]
 
@@ -236,7 +237,8 @@ def test_embeddings_are_drawn_by_principal_components_that_keep_their_neighbours
     monkeypatch.setattr(Axes, "scatter", scatter)
     torch.manual_seed(0)
     groups = (torch.randn(3, 1, 16) + 0.05 * torch.randn(3, 20, 16)).flatten(0, 1)
-    evaluate.draw_embeddings({"model": groups}, torch.arange(60) // 20, list("abc"), tmp_path / "embeddings.png")
+    samples = [(f"{i}.mp4", i // 20) for i in range(60)]
+    evaluate.save_embeddings({"model": groups}, {"model": groups}, samples, [""] * 60, list("abc"), tmp_path / "a")
     points, directions = torch.cat(drawn), groups / groups.norm(dim=1, keepdim=True)
     largest = torch.linalg.svdvals(directions - directions.mean(dim=0))[:2]
     torch.testing.assert_close(points.norm(dim=0), largest, rtol=1e-4, atol=0)
@@ -310,11 +312,11 @@ def test_a_video_needs_labels_if_the_weights_have_no_classes(call, clips):
     ("archery,  high jump,archery,", ["archery", "high jump"]),
     ("names.csv", ["one", "two"]),
     ("names.txt", ["one", "two"]),
-    (" , ", "names fewer than two classes"),
-    ("my lables", "names fewer than two classes"),
-    ("empty.txt", "names fewer than two classes"),
-    ("missing.txt", "names fewer than two classes"),
-    ("broken.csv", "broken.csv, line 2: expected a CSV with the headings id,name"),
+    (" , ", []),
+    ("my lables", ["my lables"]),
+    ("empty.txt", []),
+    ("missing.txt", ["missing.txt"]),
+    ("broken.csv", "broken.csv, line 1: 'a,b': expected id,name"),
 ])
 def test_labels_are_names_or_a_file(text, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -326,6 +328,12 @@ def test_labels_are_names_or_a_file(text, expected, tmp_path, monkeypatch):
     else:
         with pytest.raises((ValueError, OSError), match=expected):
             evaluate.read_labels([text])
+
+
+@pytest.mark.parametrize("classes", [[], ["my lables"]])
+def test_fewer_than_two_classes_are_refused(classes):
+    with pytest.raises(data.UserError, match="fewer than two classes to choose from"):
+        evaluate.class_tokens(clip.load("tiny"), classes)
 
 
 def test_classes_are_those_of_training_if_nothing_else_is_said(run, tuned, tmp_path):
