@@ -176,7 +176,7 @@ def loader(path):
     dataset = data.VideoDataset([(path, 0)] * 160, T, S, train=True)
 
     def epoch_with(workers):
-        batches = iter(data.make_loader(dataset, data.training_batches(160, 4, 1, seed=0), workers))
+        batches = iter(data.Loader(dataset, data.training_batches(160, 4, 1, seed=0), workers))
         next(batches)  # the workers have started
         return lambda: [next(batches) for _ in range(9)]
 
@@ -356,7 +356,7 @@ def zero_shot(path):
     samples = [(path, i % 101) for i in range(100)]
 
     def evaluation():
-        loader = evaluate.test_loader(samples, 8, S, batch_size=32, workers=len(CORES))
+        loader = evaluate.evaluation_loader(samples, 8, S, batch_size=32, workers=len(CORES))
         return evaluate.evaluate(model, loader, model.tokenizer(UCF101))
 
     title(f"zero-shot evaluation of 100 clips of 8 frames, ViT-B/32, {len(CORES)} cores")
@@ -459,7 +459,7 @@ def steps_of_training(model, name, arguments, batches=None, steps=5):
                        {"top1": 0.0, "top5": 0.0, "unreadable": [], "count": 1}),
                    (train, "save"): lambda *_: None, (train, "draw_curves"): lambda *_: None}
         if batches:
-            replace[data, "make_loader"] = lambda *_: batches
+            replace[data, "Loader"] = lambda *_: batches
         for (module, attribute), function in replace.items():
             stack.enter_context(mock.patch.object(module, attribute, function))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
@@ -515,7 +515,7 @@ def cuda(path):
     speed, wait, used = steps_of_training(both("ViT-B/16")[0].to(device), path, arguments, steps=12)
     print(f"{'  the same with --compile, 32 at once, from files':66} {speed:8.1f} {'':8} {used:7.1f} {wait:8.0%}")
     model = both("ViT-B/16")[0].to(device)
-    test = evaluate.test_loader([(path, 0)] * 512, 32, S, batch_size=32, workers=len(CORES))
+    test = evaluate.evaluation_loader([(path, 0)] * 512, 32, S, batch_size=32, workers=len(CORES))
     begin = time.perf_counter()
     with evaluate.autocast("bf16", device):
         evaluate.evaluate(model, test, evaluate.class_tokens(model, UCF101))

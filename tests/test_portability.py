@@ -89,7 +89,7 @@ def test_all_scripts_run_on_other_machines(home, tmp_path):
     assert "the best model is" in prompted
     assert r"\xb1" in evaluated  # in ASCII; elsewhere ±
     started = (tmp_path / "started").read_text(encoding="utf-8").splitlines()
-    assert sum("--multiprocessing-fork" in line for line in started) >= 7  # at least 1, 2, 2 and 2
+    assert sum("--multiprocessing-fork" in line for line in started) >= 6  # at least 2, 2 and 2
 
 
 def parse(name):

@@ -39,7 +39,7 @@ def test_zero_shot_clip_does_not_know_the_actions(run, tmp_path):
 def test_fine_tuning_learns_them(default_run, results):
     assert results["top1"] >= 90
     assert results["top5"] >= 99
-    assert f"fine-tuned     {results['top1']:.1f}" in default_run[1]
+    assert f"fine-tuned       top-1  {results['top1']:.1f} %" in default_run[1]
 
 
 def test_a_run_leaves_its_checkpoints_log_arguments_and_curves(default_run):

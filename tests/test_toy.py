@@ -10,9 +10,10 @@ import toy.pretrain
 
 
 def drawn_classes(folder, seed):
-    """Draws two classes; returns {file name: bytes}."""
+    """Draws some of two classes; returns {file name: bytes}."""
     for object_index, action_index in ((0, 0), (1, 4)):
-        toy.draw.draw_class(folder, object_index, action_index, seed)
+        for group in range(1, 15):
+            toy.draw.draw_group(folder, object_index, action_index, group, seed)
     return {path.name: path.read_bytes() for path in folder.rglob("*.avi")}
 
 
