@@ -396,15 +396,21 @@ def load_models(args, device):
     looked at."""
     models = {}
     if args.before and (args.blend or args.attention or args.embeddings):
-        models[args.before] = clip.load(args.before, device)
+        models[relative(args.before)] = clip.load(args.before, device)
     name = args.weights or args.model
-    models[name] = clip.load(name, device, activation=args.activation)
+    models[relative(name)] = clip.load(name, device, activation=args.activation)
     if args.template:
         for model in models.values():
             model.template = args.template
     if not args.blend:
         return models
-    return {f"blend {share:g}": blend(models[args.before], models[name], share) for share in args.blend}
+    plain, tuned = models.values()
+    return {f"blend {share:g}": blend(plain, tuned, share) for share in args.blend}
+
+
+def relative(path):
+    """A path, or the name of a model, as it is shown: relative if it is below the current folder."""
+    return path.removeprefix(os.getcwd() + os.sep)
 
 
 def read_labels(labels):
@@ -514,7 +520,7 @@ def main():
     *_, model = models.values()
     if args.video and not args.labels and not model.classes:
         raise UserError(f"--video needs --labels: {args.weights} does not store its classes")
-    say(f"{args.weights or args.model}, {args.frames} frames, prompt {model.template!r}")
+    say(f"{relative(args.weights or args.model)}, {args.frames} frames, prompt {model.template!r}")
     batch_size = math.ceil(args.batch_size / args.world / math.prod(args.views))
     own = args.data not in data.DATASETS and not args.labels  # a folder or lists that name their own classes
     runs = []
