@@ -74,17 +74,20 @@ def collect(loader, device, compute, max_unreadable=1.0):
     """Applies `compute` to videos [B, V, T, 3, S, S] on the device. Returns what all processes computed in the order of
     the data set, [n, ...], the labels, int64 [n], and n error messages, "" for videos that were read. Raises UserError
     as soon as too large a share cannot be read."""
-    rows = []
+    batches = []
+    seen = 0
     unreadable = []
     bar = tqdm(loader, "evaluating", leave=False, unit="batch", disable=rank() > 0 or None)  # None: on terminals only
     for video, label, index, error in bar:
         output = compute(video.to(device, non_blocking=True)).float().cpu()
-        output = map(torch.clone, output)  # a row of a batch is sent to other processes with the whole batch
-        rows += zip(index.tolist(), output, label.tolist(), error)
+        batches.append((index.tolist(), output, label.tolist(), error))
+        seen += len(error)
         unreadable += filter(None, error)
-        check_unreadable(unreadable, len(rows), max_unreadable)
-    rows = sorted(gather(rows), key=lambda row: row[0])
-    _, outputs, labels, errors = zip(*rows)
+        check_unreadable(unreadable, seen, max_unreadable)
+    rows = []
+    for batch in gather(batches):  # whole: a single row of a tensor would be sent along with its batch
+        rows += zip(*batch)
+    _, outputs, labels, errors = zip(*sorted(rows, key=lambda row: row[0]))
     return torch.stack(outputs), torch.tensor(labels), list(errors)
 
 
@@ -404,7 +407,7 @@ def load_models(args, device):
             model.template = args.template
     if not args.blend:
         return models
-    plain, tuned = models.values()
+    plain, tuned = models[relative(args.before)], models[relative(name)]
     return {f"blend {share:g}": blend(plain, tuned, share) for share in args.blend}
 
 
