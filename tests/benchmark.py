@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -159,7 +160,7 @@ def reading(path):
     crop = v2.RandomResizedCrop(S)
 
     def decord_batch():
-        return decord.VideoReader(str(path), num_threads=1).get_batch(data.sample_frames(count, T)).asnumpy()
+        return decord_frames(path, data.sample_frames(count, T))
 
     def decord_and_pillow():
         frames = [crop(jitter(Image.fromarray(frame))) for frame in decord_batch()]
@@ -168,6 +169,25 @@ def reading(path):
     title(f"reading {path.name}, {T} of {count} frames, one core")
     compare("  test clip, cropped | decord's get_batch alone", lambda: test[0, 0], decord_batch)
     compare("  training clip | decord, ColorJitter and crop by pillow", lambda: training[0, 0], decord_and_pillow, 5)
+
+
+def decord_frames(path, indices):
+    return decord.VideoReader(str(path), num_threads=1).get_batch(indices).asnumpy()
+
+
+def decoding(path):
+    """Decoding a few frames of longer H.264 clips with one core; the middle ones of T segments, not cropped."""
+    use_cores(1)
+    scene = torch.rand(1, 3, 45, 540) * 255
+    scene = (resize(scene, [360, 4320])[0] + torch.randn(3, 360, 4320) * 4).clamp(0, 255).byte().permute(1, 2, 0)
+    for name, frames, height, width in (("ten seconds", 300, 256, 340), ("two minutes", 3600, 360, 640)):
+        windows = np.lib.stride_tricks.sliding_window_view(scene.numpy()[:height], width, axis=1)  # one for each frame
+        windows = windows[:, :frames].transpose(1, 0, 3, 2)  # [T, h, w, 3]
+        clip = write_video(path.with_name("long.mp4"), windows, "libx264", "yuv420p", g="250")
+        title(f"decoding {name} of {width} x {height} pixels, one core")
+        for samples in (8, 32):
+            compare(f"  {samples} of {frames} frames | decord's get_batch", partial(data.read_video, clip, samples),
+                    partial(decord_frames, clip, data.sample_frames(frames, samples)), 5)
 
 
 def loader(path):
@@ -522,8 +542,9 @@ def cuda(path):
     print(f"{'evaluation, ViT-B/16, 32 frames, bf16, from files':66} {512 / (time.perf_counter() - begin):8.1f}")
 
 
-SECTIONS = {"reading": reading, "augment": augment, "training": training, "towers": towers, "zero-shot": zero_shot,
-            "loader": loader, "prompting": prompting, "memory": memory, "growth": growth, "cuda": cuda}
+SECTIONS = {"reading": reading, "decoding": decoding, "augment": augment, "training": training, "towers": towers,
+            "zero-shot": zero_shot, "loader": loader, "prompting": prompting, "memory": memory,
+            "growth": growth, "cuda": cuda}
 
 
 def main():

@@ -310,3 +310,37 @@ def test_weights_of_two_kinds_cannot_be_blended(reference, call, home, tmp_path,
     status, _, errors = call("evaluate.py", "--weights", "tiny", "--model", "ViT-B/16", "--blend", "0.5")
     assert status == 1
     assert "--blend: text_projection is not in both models in the same shape" in only_line("evaluate.py", errors)
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(finished, call):
+    content = torch.load(finished / "last.pt", weights_only=True)
+    torch.save(content | {"videos": 25}, finished / "last.pt")
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    for arguments, expected in ((["--data", PROJECT / "nothing"], 2), (["--workers", "1"], 1)):  # this needs the data
+        status, _, errors = call("train.py", "--resume", finished, *arguments)
+        assert status == expected
+        only_line("train.py", errors)
+        assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+
+
+@pytest.mark.parametrize("values", [("3", "4"), ("", ""), ("0", "1")])
+def test_variables_of_a_cluster_mean_nothing_without_torchrun(values, run, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "nowhere")
+    monkeypatch.setenv("RANK", values[0])
+    monkeypatch.setenv("LOCAL_RANK", values[0])
+    monkeypatch.setenv("WORLD_SIZE", values[1])
+    [(video, _), *_], _ = data.load_samples("toy")
+    out = run("evaluate.py", "--video", video, "--labels", "red ball,blue cone", "--model", "tiny", "--frames", "1",
+              "--workers", "0")
+    assert "red ball" in out
+    assert "blue cone" in out
+
+
+@pytest.mark.parametrize("arguments", [
+    ("train.py", *FEW), ("evaluate.py", "--classes", "novel", "--frames", "1", "--workers", "0")])
+def test_a_folder_that_cannot_be_made_is_named(arguments, call, tmp_path):
+    """As root may write anywhere, a file stands where the folder would be."""
+    (tmp_path / "file").touch()
+    status, _, errors = call(*arguments, "--out", tmp_path / "file" / "out")
+    assert status == 1
+    assert only_line(arguments[0], errors).startswith(f"cannot write {tmp_path / 'file' / 'out'}: ")

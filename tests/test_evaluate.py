@@ -1,6 +1,7 @@
 """Accuracy and the pictures: every video counted once, and each figure computed a second time, another way."""
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -355,3 +356,19 @@ def test_a_video_is_classified_as_the_embeddings_say(clips):
     expected = dict(zip(clips[1], (model.logit_scale.exp() * cosine).softmax(dim=0).tolist()))
     assert dict(answer) == pytest.approx(expected, rel=1e-4)
     assert answer[0][1] >= answer[1][1] >= answer[2][1]
+
+
+@pytest.mark.parametrize("classes", [5, 6])
+def test_top5_is_told_if_there_are_more_than_five_classes(classes, capsys):
+    result = {"top1": 40.0, "top5": 60.0, "per_class": [], "unreadable": []}
+    evaluate.report([{"model": "tiny", "split": 1, "classes": "all", "num_classes": classes, **result}])
+    out = capsys.readouterr().out
+    assert ("top-5" in out) == ("60.0" in out) == (classes > 5)
+    assert "40.0" in out
+
+
+def test_paths_are_shown_from_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert evaluate.relative(str(tmp_path / "runs" / "best.pt")) == os.path.join("runs", "best.pt")
+    assert evaluate.relative("ViT-B/16") == "ViT-B/16"
+    assert evaluate.relative(str(tmp_path.parent / "best.pt")) == str(tmp_path.parent / "best.pt")

@@ -8,6 +8,7 @@ import sys
 import threading
 import types
 
+import open_clip
 import pytest
 import torch
 import transformers
@@ -269,3 +270,42 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     torch.save(state, tmp_path / "nan.pt")
     with pytest.raises(clip.InputError, match=r"nan\.pt is damaged: it has values that are not finite"):
         clip.load(tmp_path / "nan.pt")
+
+
+@pytest.fixture(scope="module")
+def gelu(state):
+    """open_clip's CLIP with the weights of `reference` and the activation of LAION's and DataComp's."""
+    vision = open_clip.model.CLIPVisionCfg(layers=2, width=128, head_width=64, patch_size=16, image_size=64)
+    text = open_clip.model.CLIPTextCfg(context_length=77, vocab_size=49408, width=128, heads=2, layers=3)
+    model = open_clip.model.CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text, quick_gelu=False).eval()
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.mark.parametrize(("file", "content", "activation"), [
+    ("open_clip_config.json", '{"model_cfg": {"quick_gelu": true}}', "quick_gelu"),
+    ("open_clip_config.json", '{"model_cfg": {}}', "gelu"),
+    ("config.json", '{"vision_config": {"hidden_act": "gelu"}}', "gelu"),
+    ("config.json", '{"vision_config": {"hidden_act": "quick_gelu"}}', "quick_gelu"),
+    ("other.json", "{}", "quick_gelu"),
+])
+def test_the_activation_is_that_of_the_configuration(file, content, activation, base, reference, gelu):
+    base.with_name(file).write_text(content)
+    model = clip.load(base)
+    theirs, other = (gelu, reference) if activation == "gelu" else (reference, gelu)
+    images = torch.randn(2, 3, 64, 64)
+    tokens = model.tokenizer(["archery", "a dog."])
+    with torch.no_grad():
+        assert distance(model.encode_image(images), theirs.encode_image(images)) < 1e-5
+        assert distance(model.encode_image(images), other.encode_image(images)) > 1e-4
+        padded = torch.nn.functional.pad(tokens, (0, 77 - tokens.shape[1]))
+        assert distance(model.encode_text(tokens), theirs.encode_text(padded)) < 1e-5
+
+
+def test_the_activation_may_be_said_and_is_stored(base, gelu, tmp_path):
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert distance(clip.load(base, activation="gelu").encode_image(images), gelu.encode_image(images)) < 1e-5
+    checkpoint = {"model": gelu.state_dict(), "template": "{}", "activation": "gelu", "args": {}}
+    torch.save(checkpoint, tmp_path / "ours.pt")
+    assert clip.load(tmp_path / "ours.pt").activation == "gelu"
