@@ -135,7 +135,8 @@ def test_the_other_commands_are_the_benchmark_and_tests(home):
             text = (PROJECT / file).read_text(encoding="utf-8")
             for word in "".join(words[1:]).split(" or "):
                 assert re.search(rf"def test_\w*{word}", text), selection
-    assert [command for command in others if command not in tests] == [["tests/benchmark.py"]]
+    debugger = ["-m", "pdb", "-c", "continue", "train.py", "--workers", "0"]
+    assert [command for command in others if command not in tests] == [debugger, ["tests/benchmark.py"]]
     process = subprocess.run([sys.executable, PROJECT / "tests" / "benchmark.py", "augment", "cuda"], text=True,
                              stdout=subprocess.PIPE, timeout=300, check=True)
     assert re.search(r"colours, once for each clip \| .* ms .* ms .* x", process.stdout)
