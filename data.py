@@ -434,7 +434,7 @@ def interrupts_ignored_by_new_processes():
             signal.signal(signal.SIGINT, handler)
 
     handler = signal.getsignal(signal.SIGINT)
-    if multiprocessing.get_start_method() == "fork":
+    if multiprocessing.get_start_method() not in ("spawn", "forkserver"):
         signal.signal(signal.SIGINT, lambda *_: pressed.append(True))  # in the workers for good
     multiprocessing.util.spawnv_passfds = spawn_ignoring
     try:
