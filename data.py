@@ -518,10 +518,11 @@ def load_halves(args):
 
 def relabel(samples, names, all_names):
     """Samples whose labels are numbers of `names`, with those of `all_names` instead."""
+    number = {name: i for i, name in enumerate(all_names)}
     for name in names:
-        if name not in all_names:
+        if name not in number:
             raise UserError(f"training has no class {name!r}, validation has")
-    return [(path, all_names.index(names[label])) for path, label in samples]
+    return [(path, number[names[label]]) for path, label in samples]
 
 
 def default_root(dataset):
