@@ -46,13 +46,18 @@ def set_home(home, monkeypatch):
     monkeypatch.setenv("HOME", str(home))
 
 
-@pytest.fixture(scope="session")
-def reference():
-    """open_clip's CLIP, small, with OpenAI's vocabulary and activation; no weight is left at its initial 0 or 1."""
-    torch.manual_seed(0)
+def small_clip(quick_gelu):
+    """open_clip's CLIP, small, with OpenAI's vocabulary."""
     vision = open_clip.model.CLIPVisionCfg(layers=2, width=128, head_width=64, patch_size=16, image_size=64)
     text = open_clip.model.CLIPTextCfg(context_length=77, vocab_size=49408, width=128, heads=2, layers=3)
-    model = open_clip.model.CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text, quick_gelu=True).eval()
+    return open_clip.model.CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text, quick_gelu=quick_gelu).eval()
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """A small CLIP of open_clip with OpenAI's activation; no weight is left at its initial 0 or 1."""
+    torch.manual_seed(0)
+    model = small_clip(quick_gelu=True)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -8,11 +8,10 @@ import sys
 import threading
 import types
 
-import open_clip
 import pytest
 import torch
 import transformers
-from conftest import distance
+from conftest import distance, small_clip
 
 import clip
 
@@ -275,9 +274,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
 @pytest.fixture(scope="module")
 def gelu(state):
     """open_clip's CLIP with the weights of `reference` and the activation of LAION's and DataComp's."""
-    vision = open_clip.model.CLIPVisionCfg(layers=2, width=128, head_width=64, patch_size=16, image_size=64)
-    text = open_clip.model.CLIPTextCfg(context_length=77, vocab_size=49408, width=128, heads=2, layers=3)
-    model = open_clip.model.CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text, quick_gelu=False).eval()
+    model = small_clip(quick_gelu=False)
     model.load_state_dict(state)
     return model
 
