@@ -8,6 +8,11 @@ normalisation run on the device. A data set is a list of (path, label) and a lis
 
 `python data.py NAME` shows what is on disk and draws what the model will see.
 """
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script at once while PyTorch is imported
+
 import argparse
 import contextlib
 import functools
@@ -18,7 +23,6 @@ import math
 import multiprocessing.util
 import os
 import re
-import signal
 import struct
 import sys
 import textwrap
@@ -88,17 +92,17 @@ def read_video(path, num_samples, rng=None, short_side=None):
     path = Path(path)
     reader = read_images if path.is_dir() else decode_video
     try:
-        frames = reader(path, num_samples, rng, short_side)
+        frames, indices = reader(path, num_samples, rng, short_side)
     except (UserError, av.error.FFmpegError, OSError) as error:
         if getattr(error, "filename", None) not in (None, str(path), f"file:{path}"):
             raise  # about another file: a mistake in the code
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: {reason}") from error
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack([frames[i] for i in indices])).permute(0, 3, 1, 2)
 
 
 def decode_video(path, num_samples, rng, short_side):
-    """`read_video` for a video file: a list of uint8 [h, w, 3]."""
+    """`read_video` for a video file: frames {index: uint8 [h, w, 3]}, and the T indices."""
     if not path.is_file():  # reading from a pipe would never end
         raise UserError("there is no such file")
     if path.stat().st_size > MAX_BYTES:
@@ -118,7 +122,7 @@ def decode_video(path, num_samples, rng, short_side):
             packets = list(itertools.chain(*groups))
             indices = sample_frames(sum(1 for _ in decode(codec, packets)), num_samples, rng).tolist()
             frames = read_frames(codec, [packets], indices, short_side, decode_all=True)
-    return [frames[i] for i in indices]
+    return frames, indices
 
 
 def read_groups(container, stream):
@@ -212,7 +216,7 @@ def reduced_size(height, width, short_side):
 
 
 def read_images(folder, num_samples, rng, short_side):
-    """`read_video` for a folder of images of one kind, with or without optical flow: a list of uint8 [h, w, 3]."""
+    """`read_video` for a folder of images of one kind, with or without optical flow: frames and indices."""
     names = [name for name in sorted(os.listdir(folder)) if name.lower().endswith(IMAGE_FILES) and not JUNK.match(name)]
     names = [name for name in names if not name.lower().startswith("flow")] or names
     kinds = {re.sub("[0-9]+", "", name).lower(): name for name in reversed(names)}
@@ -227,7 +231,7 @@ def read_images(folder, num_samples, rng, short_side):
         image = open_image(folder / names[i])
         size = size or reduced_size(image.height, image.width, short_side)  # of the first one
         frames[i] = np.array(image.resize(size[::-1], Image.Resampling.BOX))
-    return [frames[i] for i in indices]
+    return frames, indices
 
 
 def open_image(path):
@@ -999,8 +1003,8 @@ def run(main, *errors):
     """Runs the `main` of a script. UserError and the types in `errors`, a file that may not be read, too little memory
     and Ctrl-C end in one line on stderr. All other errors show their traceback: they are mistakes in the code."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # file names may not be valid text
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not in the background of a shell
+        stream.reconfigure(errors="backslashreplace", line_buffering=True)  # file names may not be valid text
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):  # not in a shell's background
         signal.signal(signal.SIGINT, interrupt)
     try:
         main()
@@ -1011,10 +1015,16 @@ def run(main, *errors):
         message = str(error)
     except PermissionError as error:
         message = f"{error.filename}: {error.strerror}"
+    except BrokenPipeError:  # of a reader that has enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain when it ends
+        sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         message = "out of memory; try fewer --frames, or a smaller --micro-batch or --batch-size"
         if "shared memory" in str(error):  # of the workers
             message = "out of shared memory; try docker run --shm-size=8g, or --workers 0"
+        elif "by peer" in str(error):  # another process has failed: it tells why, and torchrun ends this one
+            time.sleep(60)
+            message = "another process has failed"
         elif not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
             raise
     except KeyboardInterrupt as error:

@@ -344,3 +344,31 @@ def test_a_folder_that_cannot_be_made_is_named(arguments, call, tmp_path):
     status, _, errors = call(*arguments, "--out", tmp_path / "file" / "out")
     assert status == 1
     assert only_line(arguments[0], errors).startswith(f"cannot write {tmp_path / 'file' / 'out'}: ")
+
+
+@pytest.mark.parametrize(("script", "file"), [
+    ("train.py", "args.json"), ("train.py", "best.pt"), ("train.py", "last.pt"), ("train.py", "curves.png"),
+    ("evaluate.py", "results.json"), ("evaluate.py", "predictions.csv"), ("evaluate.py", "embeddings.npz"),
+    ("evaluate.py", "embeddings.png"), ("evaluate.py", "attention-1-*.png"), ("data.py", "picture.png")])
+def test_the_disk_is_full_for_any_file(script, file, call, tmp_path):
+    """Writing to /dev/full is writing to a full disk. Each file is first written under another name beside it."""
+    videos, _ = data.load_samples("toy", classes="novel")
+    file = file.replace("*", videos[0][0].stem)
+    (tmp_path / f"unfinished-{file}").symlink_to("/dev/full")
+    arguments = {
+        "train.py": (*FEW, "--out", tmp_path),
+        "evaluate.py": ("--classes", "novel", "--frames", "1", "--attention", "--embeddings", "--out", tmp_path),
+        "data.py": ("toy", "--out", tmp_path / "picture.png"),
+    }
+    status, _, errors = call(script, *arguments[script])
+    assert status == 1
+    assert only_line(script, errors).startswith(f"cannot write {tmp_path / file}")
+    assert not (tmp_path / file).exists()
+
+
+def test_the_disk_is_full_for_the_log(finished, call):
+    (finished / "log.jsonl").unlink()
+    (finished / "log.jsonl").symlink_to("/dev/full")
+    status, _, errors = call("train.py", "--resume", finished)
+    assert status == 1
+    assert only_line("train.py", errors).startswith(f"cannot write {finished / 'log.jsonl'}: No space left")

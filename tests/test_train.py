@@ -60,21 +60,21 @@ def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(fusion, tmp_path):
         assert worst(gradient(tmp_path, *MIX, micro_batch, "--fusion", fusion), whole) < 1e-5
 
 
-@pytest.mark.parametrize("micro_batch", ["8", "4"])
-def test_nor_on_the_number_of_processes(micro_batch, tmp_path):
+@pytest.mark.parametrize(("processes", "micro_batch"), [(2, 12), (3, 4)])
+def test_nor_on_the_number_of_processes(processes, micro_batch, tmp_path):
     (tmp_path / "code.py").write_text(f"""
 import os, pathlib, torch
 from test_train import MIX, gradient
 folder = pathlib.Path({str(tmp_path)!r}) / os.environ["RANK"]
-torch.save(gradient(folder, *MIX, "{micro_batch}"), folder / "gradient.pt")
+torch.save(gradient(folder, *MIX, "{micro_batch}", "--batch-size", "24"), folder / "gradient.pt")
 """)
     environment = {**os.environ, "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for rank in "01":
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    for rank in map(str, range(processes)):
         (tmp_path / rank).mkdir()
     subprocess.run([*torchrun, tmp_path / "code.py"], env=environment, check=True, timeout=300)
-    whole = gradient(tmp_path, *MIX, "16")
-    for rank in "01":
+    whole = gradient(tmp_path, *MIX, "24", "--batch-size", "24")
+    for rank in map(str, range(processes)):
         assert worst(torch.load(tmp_path / rank / "gradient.pt"), whole) < 1e-5
 
 
