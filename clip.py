@@ -407,9 +407,8 @@ def read(weights, base=None):
 def read_activation(path):
     """The activation of OpenCLIP's or Hugging Face's configuration in the folder of a file, else "quick_gelu"."""
     open_clip, hugging_face = path.with_name("open_clip_config.json"), path.with_name("config.json")
-    if open_clip.exists():
-        quick = re.search(r'"quick_gelu": *true', open_clip.read_text(encoding="utf-8"))
-        return "quick_gelu" if quick else "gelu"
+    if open_clip.exists() and not re.search(r'"quick_gelu": *true', open_clip.read_text(encoding="utf-8")):
+        return "gelu"
     if hugging_face.exists() and re.search(r'"hidden_act": *"gelu"', hugging_face.read_text(encoding="utf-8")):
         return "gelu"
     return "quick_gelu"

@@ -10,6 +10,11 @@ classes that it was not trained on. Every video counts exactly once, with any ba
     python evaluate.py --weights runs/base/best.pt --classes base novel --blend 0 0.25 0.5 0.75 1
     python evaluate.py --video clip.mp4 --labels "archery, bowling, juggling balls" --model ViT-B/16
 """
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script at once while PyTorch is imported
+
 import copy
 import csv
 import logging

@@ -18,6 +18,11 @@ So few parameters need few videos. The prompts belong to no class, so classes wi
     python prompt.py --data hmdb51 --classes base --shots 16 --ctx 16 16 --depth 9 9 --lr 4e-2 --epochs 11 \\
       --weights runs/k400/best.pt                                             base to novel
 """
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script at once while PyTorch is imported
+
 import torch
 
 import clip
@@ -43,12 +48,15 @@ def make_prompts(model, ctx, depth, seed):
     text). Normal, std 0.02. If there are no more text prompts than tokens in "a photo of a", they start as these."""
     generator = torch.Generator().manual_seed(seed)
     device = model.logit_scale.device
-    visual = torch.randn(depth[0], ctx[0], len(model.visual.proj), generator=generator) * 0.02
-    text = torch.randn(depth[1], ctx[1], len(model.text_projection), generator=generator) * 0.02
-    words = model.tokenizer(["a photo of a"])[0, 1:-1].to(device)
-    if ctx[1] <= len(words):
-        text[0] = model.token_embedding(words[: ctx[1]])
-    return visual.to(device) if ctx[0] else None, text.to(device) if ctx[1] else None
+    visual = text = None
+    if ctx[0]:
+        visual = torch.randn(depth[0], ctx[0], len(model.visual.proj), generator=generator).to(device) * 0.02
+    if ctx[1]:
+        text = torch.randn(depth[1], ctx[1], len(model.text_projection), generator=generator).to(device) * 0.02
+        words = model.tokenizer("a photo of a")[0, 1:-1].to(device)
+        if ctx[1] <= len(words):
+            text[0] = model.token_embedding(words[: ctx[1]])
+    return visual, text
 
 
 def add_prompts(model, args):

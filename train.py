@@ -11,6 +11,11 @@ cosine down to a hundredth of the learning rate, and mixup or CutMix. The word e
     python train.py --data ucf101 --gpus 1
     python train.py --resume runs/ucf101                  continue an interrupted run
 """
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script at once while PyTorch is imported
+
 import contextlib
 import itertools
 import json
@@ -124,12 +129,11 @@ def train(args, model, state, samples, val_loader):
                 target = target.repeat_interleave(args.frames, dim=0)
 
             # Forward, loss, backward. Gradients add up; DDP averages them over the processes in the last pass
-            last_pass = i == micro_steps - 1
-            with contextlib.nullcontext() if last_pass or args.world == 1 else network.no_sync():
-                with evaluate.autocast(args.amp, device):
-                    logits = network(video, tokens)  # [B, C], or [B * T, C] with fusion "image"
-                    loss = F.cross_entropy(logits, target, label_smoothing=LABEL_SMOOTHING) / micro_steps
-                scaler.scale(loss).backward()
+            network.require_backward_grad_sync = i == micro_steps - 1
+            with evaluate.autocast(args.amp, device):
+                logits = network(video, tokens)  # [B, C], or [B * T, C] with fusion "image"
+                loss = F.cross_entropy(logits, target, label_smoothing=LABEL_SMOOTHING) / micro_steps
+            scaler.scale(loss).backward()
             loss_sum += loss.detach()  # .item() would synchronise
 
         # Step, unless the gradient is not finite: fp16 may overflow until the scaler has found its scale
@@ -300,13 +304,15 @@ def describe(args, model, state):
     """Prints what the run will do."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = {name.split(".")[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    weights = evaluate.relative(args.weights or args.model)
+    videos = evaluate.relative(args.train_list or args.data)
     prompt = f"prompt {model.template!r}"
     if model.activation != "quick_gelu":
         prompt += f", activation {model.activation}"
     say(f"""\
-model      {args.weights or args.model}, {trained:,} parameters to train ({args.tune}), {prompt}
+model      {weights}, {trained:,} parameters to train ({args.tune}), {prompt}
 frozen     {', '.join(sorted(frozen))}
-data       {args.train_list or args.data}, split {args.split}, {args.classes} classes: {len(state.classes)}
+data       {videos}, split {args.split}, {args.classes} classes: {len(state.classes)}
 videos     {state.videos} to train, {state.validations[0]["count"]} to validate; {args.frames} frames, \
 {model.image_size} pixels
 training   {args.epochs} epochs, {args.batch_size} videos a batch, learning rate {args.lr:g}, --augment {args.augment}
@@ -385,7 +391,7 @@ def parse_args(parser):
     args = evaluate.choose_settings(typed, saved, parser.paper, parser.tiny)
     args.script = parser.prog
     data.check_lists(parser, args)
-    if not folder and args.out and list(args.out.glob("*.pt")):
+    if not folder and args.out and ((args.out / "last.pt").exists() or (args.out / "best.pt").exists()):
         parser.error(f"--out {args.out} holds a run already: continue it with --resume, or choose another folder")
     evaluate.choose_device(parser, args)
     share, rest = divmod(args.batch_size, args.world)
