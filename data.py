@@ -15,6 +15,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_
 
 import argparse
 import contextlib
+import csv
 import functools
 import gc
 import itertools
@@ -323,13 +324,13 @@ def mix(video, target, seed, step, first=0):
         partner = rng.permutation(GROUP).tolist()
         if rng.uniform() < 0.5:
             share = rng.beta(0.8, 0.8)
-            x[:] = torch.lerp(x[partner], x, share)  # share * x + (1 - share) * x[partner]
+            x.lerp_(x[partner], 1 - share)  # share * x + (1 - share) * x[partner]
         else:
             half = math.sqrt(1 - rng.beta(1, 1)) / 2
             center = rng.uniform(size=2)
             top, left = pixels(center - half, side)
             bottom, right = pixels(center + half, side)
-            x[..., top:bottom, left:right] = x[partner][..., top:bottom, left:right]
+            x[..., top:bottom, left:right] = x[partner, ..., top:bottom, left:right]
             share = 1 - (bottom - top) * (right - left) / side ** 2
         y[:] = share * y + (1 - share) * y[partner]
     return video, target
@@ -637,7 +638,6 @@ def kinetics(root, split, train):
     for half in train val; do curl -O https://s3.amazonaws.com/kinetics/400/annotations/$half.csv
     curl https://s3.amazonaws.com/kinetics/400/$half/k400_${half}_path.txt | while read -r url; do
     curl $url | tar xz -C $half; done; done"""
-    form = "label,youtube_id,time_start,time_end,split with the times in seconds"
     rows = []
     names = set()
     for half in ("train", "val"):
@@ -646,10 +646,16 @@ def kinetics(root, split, train):
         if half == "val" and not path.exists() and (root / "validate.csv").exists():
             path = root / "validate.csv"
         if wanted or path.exists():  # the other half may have more classes
-            for _, (name, video, start, end) in read_lines(path, rf"{CELL},(.*?),([0-9.]+),([0-9.]+)(?:,.*)?", form):
+            table = csv.DictReader(read_text(path).splitlines())
+            for row in table:
+                try:
+                    name, video = row["label"], row["youtube_id"]
+                    start, end = int(float(row["time_start"])), int(float(row["time_end"]))
+                except (KeyError, TypeError, ValueError) as error:
+                    form = "the columns label, youtube_id, time_start and time_end, the times in seconds"
+                    raise UserError(f"{path}, line {table.line_num}: expected {form}; {error!r}") from error
                 names.add(name)
                 if wanted:
-                    start, end = int(float(start)), int(float(end))  # seconds
                     files = f"{video}_{start:06}_{end:06}", f"{video}_{start}_{end}", video
                     rows.append((tuple(f"{half}/{file}" for file in files), name))
     return rows, sorted(names)
@@ -820,7 +826,7 @@ def read_list(path, labels):
     for where, (video, label) in read_lines(path, pattern, form):
         if labels and int(label) not in names:
             raise UserError(f"{where}: {labels} has no class for the label {label}")
-        without_frames = re.sub(r"[\s,;]+[0-9]+$", "", video)  # of "path frames label"
+        without_frames = re.sub(r"[\s,;]+[1-9][0-9]*$", "", video)  # of "path frames label"
         rows.append(((video, without_frames), names[int(label)] if labels else label))
     return rows, list(names.values()) or sorted({label for _, label in rows})
 

@@ -344,6 +344,7 @@ NFD = unicodedata.normalize("NFD", "caf\u00e9/\u00e9t\u00e9#(1)!&.avi")
         f"val/{ID}/1.jpg")),
     ("k400", {"val.csv": "\ufeff" + CSV.format("20.0").replace("\n", "\r\n")}, f"val/{ID}.mp4"),
     ("k600", {"val.csv": CSV.format(20)}, f"val/{ID}.mp4"),
+    ("k400", {"val.csv": "," + CSV.format("20.0").replace('"a', '0,"a')}, f"val/{ID}.mp4"),  # pandas adds a column
     ("k400", {"val.csv": CSV.format("20.9")}, f"val/{ID}.mp4"),
     *(("k400", {"validate.csv": CSV.format(20)}, f"{half}/{ID}.mp4") for half in ("val", "validate")),
     *(("ucf101", UCF101, file) for file in (
