@@ -21,7 +21,7 @@ import gc
 import itertools
 import json
 import math
-import multiprocessing.util
+import multiprocessing
 import os
 import re
 import struct
@@ -31,6 +31,7 @@ import time
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -420,32 +421,24 @@ class Loader(DataLoader):
 
     def __iter__(self):
         gc.freeze()  # or the garbage collector would copy the memory of the main process into each worker
-        with interrupts_ignored_by_new_processes():
+        with interrupts_kept_from_workers():
             return super().__iter__()
 
 
 @contextlib.contextmanager
-def interrupts_ignored_by_new_processes():
-    """Ctrl-C is for the main process, which ends its workers. While it forks them, Ctrl-C waits: Python would lose the
-    KeyboardInterrupt."""
-    spawn = multiprocessing.util.spawnv_passfds
+def interrupts_kept_from_workers():
+    """Ctrl-C is for the main process, which ends its workers. They inherit that the signal is blocked. The main process
+    handles it when all of them have started: Python would lose a KeyboardInterrupt while it forks."""
     pressed = []
-
-    def spawn_ignoring(*args):
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the new process inherits
-        try:
-            return spawn(*args)
-        finally:
-            signal.signal(signal.SIGINT, handler)
-
-    handler = signal.getsignal(signal.SIGINT)
-    if multiprocessing.get_start_method() not in ("spawn", "forkserver"):
-        signal.signal(signal.SIGINT, lambda *_: pressed.append(True))  # in the workers for good
-    multiprocessing.util.spawnv_passfds = spawn_ignoring
+    handler = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        resource_tracker.ensure_running()  # unblocks the signal when it starts
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
-        multiprocessing.util.spawnv_passfds = spawn
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         signal.signal(signal.SIGINT, handler)
     if pressed:
         signal.raise_signal(signal.SIGINT)

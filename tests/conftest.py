@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from fractions import Fraction
@@ -25,9 +26,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests run at once as there ar
     torch.set_num_threads(1)
 
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores Ctrl-C for what it runs in the background
+
+
 def pytest_collection_modifyitems(items):
     """The files that take longest go first, or one process would be left with one of them at the end."""
-    longest = ["test_scripts.py", "test_train.py", "test_readme.py", "test_portability.py", "test_clip.py"]
+    longest = ["test_scripts.py", "test_train.py", "test_processes.py", "test_readme.py", "test_portability.py",
+               "test_clip.py", "test_interrupt.py"]
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 

@@ -1,6 +1,5 @@
 """Ctrl-C ends a script soon and in one line; it leaves no process and nothing half done."""
 import contextlib
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -28,7 +27,7 @@ def members(group):
     return count
 
 
-def press(arguments, home, moment, times=1, **environment):
+def press(arguments, home, moment, times=1, status=130, **environment):
     """Runs a script and presses Ctrl-C when moment(its group) is true. Returns what it wrote to stderr. A script needs
     a second to end by itself."""
     command = [sys.executable, PROJECT / arguments[0], *arguments[1:]]
@@ -47,8 +46,16 @@ def press(arguments, home, moment, times=1, **environment):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert (process.returncode, seconds < 3) == (130, True), errors
+    assert (process.returncode, seconds < 3) == (status, True), errors
     return errors
+
+
+@pytest.mark.parametrize("name", ["data.py", "evaluate.py", "train.py", "prompt.py"])
+def test_there_is_no_traceback_while_pytorch_is_imported(name, home):
+    def importing(group):
+        return "libtorch" in Path(f"/proc/{group}/maps").read_text()
+
+    assert press([name], home, importing, status=-signal.SIGINT) == ""
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -85,7 +92,6 @@ def test_ctrl_c_is_not_lost_while_workers_are_forked(monkeypatch):
             signal.raise_signal(signal.SIGINT)
         return whole(loader)
 
-    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "fork")
     monkeypatch.setattr(DataLoader, "__iter__", start)
     with pytest.raises(KeyboardInterrupt):
         iter(data.Loader([], [], workers=0))
