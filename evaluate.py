@@ -107,14 +107,14 @@ def accuracy(scores, labels, errors, classes=None):
     number of videos of each class that has videos, the worst first."""
     right = scores.gather(1, labels[:, None])
     better = (scores >= right).sum(dim=1) - 1  # classes that score at least as much: a tie counts as wrong
-    unreadable = torch.tensor([bool(error) for error in errors])
+    unreadable = torch.tensor(list(map(bool, errors)))
     better[unreadable | scores.isnan().any(dim=1)] = 5  # wrong, even among fewer than five classes
     top1, top5 = (better < 1).double(), (better < 5).double()
     results = {
         "top1": 100 * top1.mean().item(),
         "top5": 100 * top5.mean().item(),
         "count": len(labels),
-        "unreadable": [error for error in errors if error],
+        "unreadable": list(filter(None, errors)),
     }
     if classes:
         rows = []
@@ -217,7 +217,7 @@ def save_embeddings(videos, texts, samples, errors, classes, path):
     with data.writing(path.with_suffix(".npz")) as temporary:
         np.savez(temporary, models=list(videos), videos=torch.stack(list(videos.values())),
                  texts=torch.stack(list(texts.values())), paths=list(map(str, paths)), labels=labels, classes=classes)
-    kept = torch.tensor([not error for error in errors])
+    kept = ~torch.tensor(list(map(bool, errors)))
     labels = torch.tensor(labels)[kept]
     figure = Figure(figsize=(6 * len(videos) + 3, 5), layout="constrained")
     grid = figure.subplots(1, len(videos), squeeze=False)[0]
@@ -319,7 +319,8 @@ def run_torchrun(processes):
 
     logging.disable()  # torchrun's own report
     try:
-        run.run(run.parse_args(["--standalone", f"--nproc-per-node={processes}", *sys.argv]))
+        flags = ["--standalone", "--local-addr=localhost", f"--nproc-per-node={processes}"]
+        run.run(run.parse_args([*flags, *sys.argv]))
     except ChildFailedError as error:
         return error.get_first_failure()[1].exitcode
     except SignalException:

@@ -105,6 +105,12 @@ def script(*arguments, home, cwd=PROJECT, check=True, **environment):
     return process
 
 
+def torchrun(processes):
+    """The command that starts a script in so many processes, also where the machine does not know its own name."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=localhost",
+            f"--nproc-per-node={processes}"]
+
+
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Runs one of the scripts in this process: its exit status, what it printed, and the errors it told."""

@@ -5,13 +5,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import PROJECT, read_results
+from conftest import PROJECT, read_results, torchrun
 from matplotlib.axes import Axes
 from PIL import Image
 
@@ -53,8 +52,7 @@ def test_every_video_counts_once_whatever_the_batch_and_the_processes(run, tuned
     arguments = ("--weights", tuned, "--root", root, "--val-list", tmp_path / "list.txt", "--labels",
                  tmp_path / "names.csv", "--workers", "0", "--out")
     run("evaluate.py", *arguments, tmp_path / "one", "--batch-size", "50")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
-    subprocess.run([*torchrun, PROJECT / "evaluate.py", *arguments, tmp_path / "three", "--batch-size", "32"],
+    subprocess.run([*torchrun(3), PROJECT / "evaluate.py", *arguments, tmp_path / "three", "--batch-size", "32"],
                    check=True, timeout=300, cwd=tmp_path)
     one, three = read_results(tmp_path / "one"), read_results(tmp_path / "three")
     assert one == three

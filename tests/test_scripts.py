@@ -2,11 +2,10 @@
 import json
 import math
 import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import PROJECT, read_results, script
+from conftest import PROJECT, read_results, script, torchrun
 from PIL import Image
 
 import clip
@@ -67,8 +66,7 @@ def test_word_embeddings_are_not_trained_and_the_rest_is(toy_run):
 
 def test_two_processes_count_the_same_as_one(toy_run, results, home, tmp_path):
     """Seven videos a process and batch, 352 videos: the last batches are short."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*torchrun, PROJECT / "evaluate.py", "--weights", toy_run[0] / "best.pt", "--batch-size", "14",
+    subprocess.run([*torchrun(2), PROJECT / "evaluate.py", "--weights", toy_run[0] / "best.pt", "--batch-size", "14",
                     "--workers", "1", "--out", tmp_path], check=True, timeout=300)
     two = read_results(tmp_path)
     assert [two[key] for key in ("top1", "top5", "count")] == [results[key] for key in ("top1", "top5", "count")]

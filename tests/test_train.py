@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PROJECT, distance, read_log
+from conftest import PROJECT, distance, read_log, torchrun
 
 import clip
 import data
@@ -69,10 +69,9 @@ folder = pathlib.Path({str(tmp_path)!r}) / os.environ["RANK"]
 torch.save(gradient(folder, *MIX, "{micro_batch}", "--batch-size", "24"), folder / "gradient.pt")
 """)
     environment = {**os.environ, "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     for rank in map(str, range(processes)):
         (tmp_path / rank).mkdir()
-    subprocess.run([*torchrun, tmp_path / "code.py"], env=environment, check=True, timeout=300)
+    subprocess.run([*torchrun(processes), tmp_path / "code.py"], env=environment, check=True, timeout=300)
     whole = gradient(tmp_path, *MIX, "24", "--batch-size", "24")
     for rank in map(str, range(processes)):
         assert worst(torch.load(tmp_path / rank / "gradient.pt"), whole) < 1e-5
@@ -268,9 +267,9 @@ def test_two_nodes_are_two_torchruns(run, home, tmp_path):
 
 def test_a_process_that_dies_ends_the_run(home, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", PROJECT / "train.py",
-         *SHORT, "--epochs", "500", "--workers", "0", "--out", tmp_path / "run"], start_new_session=True,
-        env={**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+        [*torchrun(2), PROJECT / "train.py", *SHORT, "--epochs", "500", "--workers", "0", "--out", tmp_path / "run"],
+        start_new_session=True, env={**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE,
+        text=True)
     log = tmp_path / "run" / "log.jsonl"
     until(lambda: log.exists() and len(log.read_text().splitlines()) > 3)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
