@@ -344,10 +344,10 @@ def load(weights, device="cpu", base=None, activation=None):
     if not all(value.isfinite().all() for value in state.values()):
         raise InputError(f"{weights} is damaged: it has values that are not finite")
     sizes["activation"] = activation or content["activation"]
-    with torch.device("meta"):  # weights that are about to be replaced are not initialised
+    with torch.device("meta"):  # without memory: the file has the values
         model = CLIP(**sizes)
     missing = sorted(model.state_dict().keys() - state.keys())
-    if missing or any(buffer.is_meta for buffer in model.buffers()):
+    if missing or any(buffer.is_meta for buffer in model.buffers()):  # parts that were added need initial values
         model = CLIP(**sizes)
     model.set_prompts(state.get("visual_prompts"), state.get("text_prompts"))
     lacking = [name for name in missing if re.fullmatch(OPENAI_NAMES, name)]
@@ -376,8 +376,8 @@ OPENAI_NAMES = (
     r"(visual\.)?(class_embedding|positional_embedding|proj|conv1\.weight|ln_(pre|post|final)\.(weight|bias))|"
     r"(visual\.)?transformer\.resblocks\.\d+\.((ln_[12]|attn\.out_proj|mlp\.c_(fc|proj))\.|attn\.in_proj_)(weight|bias)|"
     r"text_projection|token_embedding\.weight|logit_scale")
-# The first tensor of a vision transformer under OpenAI's, Hugging Face's and ViFi-CLIP's names. What precedes it in a
-# file, such as "module.", precedes all other names too.
+# The first tensor of a vision transformer under OpenAI's, Hugging Face's and ViFi-CLIP's names. If it has a prefix
+# in a file, such as "module.", all names have it.
 OPENAI = "visual.class_embedding"
 HUGGING_FACE = "vision_model.embeddings.class_embedding"
 VIFI_CLIP = "image_encoder.class_embedding"

@@ -62,7 +62,7 @@ def sample_frames(num_frames, num_samples, rng=None):
         test (no rng):                      floor(i * n / T + n / (2 T)), the middle of segment i
 
     As in the original code, a short video may end with its first frame. Raises UserError for a video without frames,
-    IndexError if the rule is changed and gives frames that are not there."""
+    IndexError for a mistake in the rule: frames that are not there."""
     n, t = num_frames, num_samples
     if n < 1:
         raise UserError("a video without frames")
@@ -255,6 +255,7 @@ def open_image(path):
 
 SHORT_SIDE = 256 / 224  # the short side of a video in the original code, relative to the side of the input
 CROP_SCALES = (1, 0.875, 0.75, 0.66)  # height and width of training crops, relative to the short side
+# (height, width): the same scale, or two neighbouring ones
 CROP_SHAPES = [(a, b) for i, a in enumerate(CROP_SCALES) for b in CROP_SCALES[max(i - 1, 0) : i + 2]]
 CROP_PLACES = [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)]  # four corners and the centre
 
@@ -300,17 +301,18 @@ GROUP = 4  # clips that are mixed with each other: those that one GPU took at on
 
 def change_colors(video, seed, epoch, indices):
     """Colour jitter and grey, drawn once for each clip by (epoch, index): uint8 [B, T, 3, S, S] to the same."""
-    clips = []
+    changed = []
     with torch.random.fork_rng(devices=[]):
-        for clip, index in zip(video, indices):
+        for frames, index in zip(video, indices):
             rng = np.random.default_rng([seed, epoch, index, 1])  # 1: another random stream than frames and crop
             torch.manual_seed(int(rng.integers(2 ** 63)))
-            clips.append(COLOR(clip))
-    return torch.stack(clips)
+            changed.append(COLOR(frames))
+    return torch.stack(changed)
 
 
 def mix(video, target, seed, step, first=0):
-    """Mixup or CutMix, each half of the time, in groups of four clips, each with its own coefficient and partners:
+    """Mixes the clips of each group of four with each other, by mixup or CutMix with equal probability. A group has one
+    λ and one permutation of partners:
 
         mixup   x = λ x + (1 - λ) x[partner]        y = λ y + (1 - λ) y[partner]      λ from Beta(0.8, 0.8)
         CutMix  x[box] = x[partner][box]            the same, λ = 1 - area of the box          Beta(1, 1)
@@ -382,13 +384,14 @@ class VideoDataset(Dataset):
             except UserError as error:
                 errors.append(str(error))
         if rng:
-            flip = not re.search(r"\b(left|right)\b", "\n".join(self.classes))  # Something-Something has such classes
+            names = "\n".join(self.classes)  # Something-Something has classes that tell left from right
+            flip = not re.search(r"\b(left|right)\b", names, re.IGNORECASE)
             video = random_crop(video, self.image_size, rng, flip)
+        elif self.train:
+            video = center_crop(video, self.image_size)
         else:
             video = self.views(video)
-        if self.train and not rng:
-            video = video[0]
-        return video, label, index, "\n".join(errors)
+        return video, label, index, "\n".join(errors)  # a str: lists of different lengths make no batch
 
     def views(self, video):
         """uint8 [num_clips * T, 3, h, w] to [V, T, 3, S, S]. The frames are the middles of num_clips * T segments: clip
@@ -448,7 +451,7 @@ def interrupts_kept_from_workers():
 
 def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=None, seed=1024, video_list=None,
                  labels=None):
-    """One half of a data set: a list of (path, label), and the class names.
+    """The training or the validation videos of a data set: a list of (path, label), and the class names.
 
     `dataset` is a name in DATASETS or the folder of your own videos, which are in `root`, by default datasets/NAME.
     A file `video_list` of "path label" lines replaces the split, and a file `labels` the class names. `classes` keeps
@@ -501,7 +504,7 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
     return samples, list(map(renamed.get, kept))
 
 
-def load_halves(args):
+def load_train_val(args):
     """The training samples, the validation samples and the class names that the flags ask for."""
     training, names = load_samples(args.data, args.root, args.split, True, args.classes, args.shots, args.seed,
                                    args.train_list, args.labels)
@@ -510,7 +513,7 @@ def load_halves(args):
     validation = relabel(validation, val_names, names)
     both = dict(training).keys() & dict(validation).keys()
     if both:
-        say(f"warning: {len(both)} videos are in both halves, such as {min(both)}")
+        say(f"warning: {len(both)} videos are in training and in validation, such as {min(both)}")
     return training, validation, names
 
 
@@ -602,8 +605,8 @@ def ucf101(root, split, train):
     names = [name for _, (name,) in read_lines(lists / "classInd.txt", r"[0-9]+\s+(\S+)", "'number Class'")]
     path = lists / f"{'train' if train else 'test'}list{split:02}.txt"
     rows = []
-    for _, (clip, name) in read_lines(path, r"((\S+)/\S+)(?:\s+[0-9]+)?", "'Class/clip.avi', in training 'label'"):
-        rows.append((f"UCF-101/{clip}", words(name)))
+    for _, (file, name) in read_lines(path, r"((\S+)/\S+)(?:\s+[0-9]+)?", "'Class/clip.avi', in training 'label'"):
+        rows.append((f"UCF-101/{file}", words(name)))
     return rows, list(map(words, names))
 
 
@@ -618,9 +621,9 @@ def hmdb51(root, split, train):
     names = sorted(file.removesuffix(end) for file in files)
     rows = []
     for name in names:
-        for _, (clip, half) in read_lines(lists / f"{name}{end}", r"(.+?)\s+([012])", "'clip.avi' and 0, 1 or 2"):
+        for _, (file, half) in read_lines(lists / f"{name}{end}", r"(.+?)\s+([012])", "'clip.avi' and 0, 1 or 2"):
             if half == ("1" if train else "2"):
-                rows.append((f"{name}/{clip}", words(name)))
+                rows.append((f"{name}/{file}", words(name)))
     return rows, list(map(words, names))
 
 
@@ -840,15 +843,18 @@ def read_names(path):
 def read_lines(path, pattern, form):
     """Yields "file, line" and the groups of `pattern` for each line. Skips comments and a heading. Raises UserError for
     a line that does not have the `form`."""
+    first = True
     for number, line in enumerate(read_text(path).splitlines(), 1):
         line = line.strip()
+        if not line or line.startswith("# "):
+            continue
         where = f"{path}, line {number}: {line[:100]!r}"
         match = re.fullmatch(pattern, line)
-        if not line or line.startswith("# ") or (number == 1 and HEADING.match(line)):
-            continue
-        if not match:
-            raise UserError(f"{where}: expected {form}")
-        yield where, [group for group in match.groups() if group]
+        if not (first and HEADING.match(line)):
+            if not match:
+                raise UserError(f"{where}: expected {form}")
+            yield where, [group for group in match.groups() if group]
+        first = False
 
 
 def read_text(path):
@@ -947,7 +953,7 @@ def check_lists(parser, args):
 
 
 def process(variable, default=0):
-    """RANK, LOCAL_RANK or WORLD_SIZE if torchrun started this process. What else has set them does not matter."""
+    """RANK, LOCAL_RANK or WORLD_SIZE if torchrun started this process. Values that others have set are ignored."""
     if torch.distributed.is_torchelastic_launched():
         return int(os.environ[variable])
     return default
@@ -1035,7 +1041,7 @@ def run(main, *errors):
             tqdm.write("; ".join(["interrupted", *error.args]), file=sys.stderr)
         sys.exit(130)
     if rank() > 0:
-        time.sleep(5)  # if the main process has the same error, it tells it, and torchrun ends this one
+        time.sleep(5)  # lets the main process report the error first, if it has the same one
     sys.exit(f"{Path(sys.argv[0]).name}: error: {message}")
 
 

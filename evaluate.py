@@ -90,14 +90,14 @@ def collect(loader, device, compute, max_unreadable=1.0):
         unreadable += filter(None, error)
         check_unreadable(unreadable, seen, max_unreadable)
     rows = []
-    for batch in gather(batches):  # whole: a single row of a tensor would be sent along with its batch
+    for batch in gather(batches):  # pickling a row of a tensor would send the storage of its whole batch
         rows += zip(*batch)
     _, outputs, labels, errors = zip(*sorted(rows, key=lambda row: row[0]))
     return torch.stack(outputs), torch.tensor(labels), list(errors)
 
 
 def check_unreadable(errors, seen, limit):
-    """Raises UserError if more than this share of the videos `seen` could not be read, once there are 200."""
+    """Raises UserError if more than limit * max(seen, 200) videos could not be read."""
     if len(errors) > limit * max(seen, 200):
         raise UserError(f"over {limit:.0%} of the videos cannot be read, such as {errors[-1]}")
 
@@ -264,6 +264,8 @@ def choose_settings(typed, saved, paper, tiny):
     chosen = saved | typed
     if not any(chosen.get(name) for name in ("data", "val_list", "video")):
         chosen["data"] = "toy"
+    if chosen.get("weights") in clip.MODELS:
+        chosen.setdefault("model", chosen["weights"])
     if not chosen.get("model"):
         chosen["model"] = "tiny" if chosen.get("data") == "toy" else "ViT-B/16"
     block = tiny if chosen["model"] == "tiny" else paper
@@ -363,6 +365,7 @@ def parse_args():
     trained = trained_with(typed.get("weights"))
     args = choose_settings(typed, saved_settings(trained, typed), PAPER, TINY)
     args.before = None  # the model that the training of --weights started from
+    args.before_activation = trained.get("activation")
     if args.weights:
         args.before = typed.get("model") or trained.get("weights") or trained.get("model")
     choose_device(parser, args)
@@ -405,7 +408,7 @@ def load_models(args, device):
     looked at."""
     models = {}
     if args.before and (args.blend or args.attention or args.embeddings):
-        models[relative(args.before)] = clip.load(args.before, device)
+        models[relative(args.before)] = clip.load(args.before, device, activation=args.before_activation)
     name = args.weights or args.model
     models[relative(name)] = clip.load(name, device, activation=args.activation)
     if args.template:
@@ -537,7 +540,7 @@ def main():
         suffix = f"-{number}" if len(parts) > 1 else ""
         if not classes:
             classes = model.classes
-        elif own and model.classes and set(classes) <= set(model.classes):  # some may have no validation video
+        elif own and kind == "all" and set(classes) <= set(model.classes or []):  # some may have no validation video
             samples, classes = data.relabel(samples, classes, model.classes), model.classes
         loader = evaluation_loader(samples, args.frames, model.image_size, batch_size, args.workers, *args.views)
         videos, texts = {}, {}

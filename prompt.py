@@ -37,7 +37,7 @@ PAPER = train.PAPER | dict(
     batch_size=64, epochs=50, warmup_epochs=5, lr=8e-3,
 )
 # The tiny model sees a frame as 17 tokens, not 197. It reads letters: nine text prompts can be "a photo of a".
-TINY = train.TINY | PAPER | dict(
+TINY = PAPER | dict(
     ctx=[1, 9], depth=[3, 3], shots=2, frames=8, augment="crop",
     batch_size=8, epochs=20, warmup_epochs=2, micro_batch=32,
 )
@@ -78,7 +78,7 @@ def main():
     if args.ctx == [0, 0]:
         parser.error("nothing to train: --ctx 0 0")
     device = evaluate.start(args)
-    samples, val_samples, classes = data.load_halves(args)
+    samples, val_samples, classes = data.load_train_val(args)
     model, state = train.open_run(args, device, samples, classes)
     val_loader = evaluate.evaluation_loader(val_samples, args.frames, model.image_size, args.micro_batch, args.workers)
     if not state.validations:

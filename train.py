@@ -62,7 +62,8 @@ def learning_rate(step, steps, warmup_steps, peak):
         warm-up   peak * step / warmup_steps
         then      floor + (peak - floor) * (1 + cos(pi * step / steps)) / 2,    floor = peak / 100
 
-    The cosine counts from step 0 too, as in the original code (timm's schedule without `warmup_prefix`)."""
+    The cosine counts from step 0 too, as in the original code (timm's schedule without `warmup_prefix`), so
+    it starts below the peak. Step 0 of a warm-up changes nothing."""
     if step < warmup_steps:
         return peak * step / warmup_steps
     floor = peak / 100
@@ -129,7 +130,7 @@ def train(args, model, state, samples, val_loader):
                 target = target.repeat_interleave(args.frames, dim=0)
 
             # Forward, loss, backward. Gradients add up; DDP averages them over the processes in the last pass
-            network.require_backward_grad_sync = i == micro_steps - 1
+            network.require_backward_grad_sync = i == micro_steps - 1  # ignored without DDP
             with evaluate.autocast(args.amp, device):
                 logits = network(video, tokens)  # [B, C], or [B * T, C] with fusion "image"
                 loss = F.cross_entropy(logits, target, label_smoothing=LABEL_SMOOTHING) / micro_steps
@@ -251,7 +252,7 @@ def make_folder(args):
 
 
 def save(path, args, model, state, optimizer=None, scaler=None):
-    """Saves the model, what it takes to use it and, with an optimizer, to resume the run; in the main process."""
+    """Saves the model and its settings, with an optimizer also what resuming needs; in the main process."""
     if rank() > 0:
         return
     content = {
@@ -409,14 +410,12 @@ def parse_args(parser):
 
 
 def freeze(model, tune):
-    """Freezes the word embeddings and, if only one encoder is tuned, the other one and logit_scale."""
+    """Freezes the word embeddings and, if only one encoder is tuned, the other one and logit_scale. Parameters that are
+    added to CLIP are trained."""
+    text = ("positional_embedding", "transformer", "ln_final", "text_projection")
+    frozen = {"both": (), "image": (*text, "logit_scale"), "text": ("visual", "logit_scale")}[tune]
     for name, parameter in model.named_parameters():
-        part = "text"
-        if name == "logit_scale":
-            part = "both"
-        elif name.startswith("visual"):
-            part = "image"
-        parameter.requires_grad_(tune in ("both", part) and name != "token_embedding.weight")
+        parameter.requires_grad_(not name.startswith(("token_embedding", *frozen)))
 
 
 def main():
@@ -427,7 +426,7 @@ def main():
                 ("embedding", "decision", "image"))
     args = parse_args(parser)
     device = evaluate.start(args)
-    samples, val_samples, classes = data.load_halves(args)
+    samples, val_samples, classes = data.load_train_val(args)
     model, state = open_run(args, device, samples, classes)
     val_loader = evaluate.evaluation_loader(val_samples, args.frames, model.image_size, args.micro_batch, args.workers)
     if not state.validations:

@@ -125,9 +125,9 @@ def test_new_layers_of_other_kinds(short, run, tmp_path):
         run("evaluate.py", "--weights", tmp_path / "both" / "last.pt", "--workers", "0", "--out", tmp_path / "results")
         _, validations = read_log(tmp_path / "both")
         assert read_results(tmp_path / "results")["top1"] == validations[-1]["top1"]
-    assert (saved(tmp_path / "both")["gain"] != 1).any()
-    assert (saved(tmp_path / "image")["gain"] == 1).all()
+    for tune in ("both", "image"):
+        assert (saved(tmp_path / tune)["gain"] != 1).any()
     frozen = {tune: re.search(r"^frozen +(.*)$", text, re.MULTILINE)[1].split(", ") for tune, text in out.items()}
     assert frozen["both"] == ["token_embedding"]
-    assert frozen["image"] == ["gain", "ln_final", "logit_scale", "positional_embedding", "text_projection",
+    assert frozen["image"] == ["ln_final", "logit_scale", "positional_embedding", "text_projection",
                                "token_embedding", "transformer"]

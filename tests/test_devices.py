@@ -187,7 +187,8 @@ def test_embeddings_come_back_from_the_device(gpu, model, tokens):
 
 
 def test_models_are_blended_on_the_device(gpu):
-    args = types.SimpleNamespace(weights="tuned.pt", before="tiny", activation=None, template=None, blend=[0, 0.25])
+    args = types.SimpleNamespace(weights="tuned.pt", before="tiny", before_activation=None, activation=None,
+                                 template=None, blend=[0, 0.25])
     models = evaluate.load_models(args, gpu)
     assert list(models) == ["blend 0", "blend 0.25"]
     assert {parameter.device for model in models.values() for parameter in model.parameters()} == {gpu}
@@ -217,7 +218,7 @@ def test_training_keeps_to_the_device(script, amp, gpu, tmp_path, monkeypatch):
     """Whole runs, from the flags to the last step, without what autograd does, reading and writing."""
     saved = {}
     monkeypatch.setattr(Gpu, "has_float64", amp == "fp16")  # for torch's GradScaler
-    monkeypatch.setattr(data, "load_halves", lambda _: (SAMPLES, SAMPLES, CLASSES))
+    monkeypatch.setattr(data, "load_train_val", lambda _: (SAMPLES, SAMPLES, CLASSES))
     replace_files(monkeypatch, saved)
     flags = "--batch-size 8 --micro-batch 4 --frames 3 --augment mix --epochs 2 --out"
     monkeypatch.setattr("sys.argv", ["train.py", "--amp", amp, *flags.split(), str(tmp_path)])

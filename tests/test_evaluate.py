@@ -343,6 +343,35 @@ def test_classes_are_those_of_training_if_nothing_else_is_said(run, tuned, tmp_p
     assert (found["classes"], found["count"]) == ("novel", 144)
 
 
+def test_the_model_before_training_has_the_activation_of_the_training(tuned, monkeypatch, tmp_path):
+    content = torch.load(tuned, weights_only=True)
+    content["args"]["activation"] = content["activation"] = "gelu"
+    torch.save(content, tmp_path / "gelu.pt")
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "--attention", "--weights", str(tmp_path / "gelu.pt")])
+    models = evaluate.load_models(evaluate.parse_args(), torch.device("cpu"))
+    assert [model.activation for model in models.values()] == ["gelu", "gelu"]
+
+
+def test_own_videos_have_base_and_novel_classes_too(run, tmp_path):
+    """A base class competes with the base classes only, also if the checkpoint knows all classes."""
+    samples, names = data.load_samples("toy", train=True)
+    for label, count in enumerate((3, 1, 2, 1)):
+        for half in ("train", "val"):
+            folder = tmp_path / "videos" / half / names[label]
+            folder.mkdir(parents=True)
+            for path, _ in [sample for sample in samples if sample[1] == label][:count]:
+                (folder / path.name).symlink_to(path)
+    state = clip.load("tiny").state_dict()
+    arguments = {"data": str(tmp_path / "videos"), "model": "tiny", "frames": 2, "split": 1}
+    content = {"model": state, "template": "{}", "classes": sorted(names[:4]), "args": arguments}
+    torch.save(content, tmp_path / "weights.pt")
+    run("evaluate.py", "--weights", tmp_path / "weights.pt", "--classes", "all", "base", "novel", "--out", tmp_path)
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [(run["num_classes"], run["count"]) for run in runs] == [(4, 7), (2, 5), (2, 2)]
+    head = (tmp_path / "predictions-2.csv").read_text().splitlines()[0]
+    assert head.split(",")[5:] == sorted([names[0], names[2]])
+
+
 def test_a_video_is_classified_as_the_embeddings_say(clips):
     model = clip.load("tiny")
     video = data.read_video(clips[0][0][0], 4)

@@ -261,7 +261,8 @@ def read(here, rows, labels="id,name\n0,a\n1,b\n"):
 LISTS = [
     "\ufeffv0.avi 0\r\nv1.avi 1\r\n", "v0.avi\t0\nv1.avi\t1\n",
     "v0.avi,0\nv1.avi,1\n", "v0.avi;0\n\nv1.avi;1\n", '"v0.avi" 0\n"v1.avi",1\n', "path label\nv0.avi 0\nv1.avi 1\n",
-    "# made by me\nv0.avi 0\nv1.avi 1", "# split 1\nv0.avi 0\nv1.avi 1\n", "v0.avi 0.0\nv1.avi 1.\n",
+    "# made by me\nv0.avi 0\nv1.avi 1", "# made by me\npath label\nv0.avi 0\nv1.avi 1",
+    "# split 1\nv0.avi 0\nv1.avi 1\n", "v0.avi 0.0\nv1.avi 1.\n",
     "v0.avi 12 0\nv1.avi 7 1\n",
     ".\\v0.avi 0\r\n.\\v1.avi 1\r\n", "D:\\x\\v0.avi 0\nD:\\x\\v1.avi 1\n", "/of/x/v0.avi 0\n/of/x/v1.avi 1\n"]
 OTHER_LISTS = [

@@ -35,7 +35,7 @@ def fail(folder, function, ranks, error):
 
 
 @pytest.mark.parametrize(("function", "ranks"), [
-    ("data.load_halves", "01"),  # a mistake that both find
+    ("data.load_train_val", "01"),  # a mistake that both find
     ("clip.load", "1"),
     ("evaluate.predict", "1"),  # the first validation
     ("train.learning_rate", "1"),  # a step
