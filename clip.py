@@ -343,12 +343,13 @@ def load(weights, device="cpu", base=None, activation=None):
         raise InputError(f"{weights}: encoders {vision} and {text} wide are not supported, their heads are not 64 wide")
     if not all(value.isfinite().all() for value in state.values()):
         raise InputError(f"{weights} is damaged: it has values that are not finite")
-    sizes["activation"] = activation or content["activation"]
+    if activation:
+        content["activation"] = activation
     with torch.device("meta"):  # without memory: the file has the values
-        model = CLIP(**sizes)
+        model = CLIP(**sizes, activation=content["activation"])
     missing = sorted(model.state_dict().keys() - state.keys())
     if missing or any(buffer.is_meta for buffer in model.buffers()):  # parts that were added need initial values
-        model = CLIP(**sizes)
+        model = CLIP(**sizes, activation=content["activation"])
     model.set_prompts(state.get("visual_prompts"), state.get("text_prompts"))
     lacking = [name for name in missing if re.fullmatch(OPENAI_NAMES, name)]
     try:
