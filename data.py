@@ -1027,9 +1027,9 @@ def run(main, *errors):
         message = "out of memory; try fewer --frames, or a smaller --micro-batch or --batch-size"
         if "shared memory" in str(error):  # of the workers
             message = "out of shared memory; try docker run --shm-size=8g, or --workers 0"
-        elif "by peer" in str(error):  # another process has failed: it tells why, and torchrun ends this one
-            time.sleep(60)
-            message = "another process has failed"
+        elif "by peer" in str(error):  # another process has failed and told why
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun need not end this one
+            sys.exit(1)
         elif not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
             raise
     except KeyboardInterrupt as error:

@@ -3,6 +3,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -94,6 +95,11 @@ def write_video(path, frames, codec="ffv1", pix_fmt="bgr0", format=None, rotatio
 def numbered_frames(n, height=24, width=32):
     """n frames that carry their number: frame i is filled with the grey value 2 * i (n <= 128)."""
     return np.broadcast_to(2 * np.arange(n, dtype=np.uint8)[:, None, None, None], (n, height, width, 3)).copy()
+
+
+def without_leaks(errors):
+    """What a process wrote to stderr without the leaks of Triton, which it reports when Python ends (PyTorch 2.15)."""
+    return re.sub(r"nanobind: leaked.*?refleaks.html\n?", "", errors, flags=re.DOTALL)
 
 
 def script(*arguments, home, cwd=PROJECT, check=True, **environment):

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT, numbered_frames, write_video
+from conftest import PROJECT, numbered_frames, without_leaks, write_video
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, ColorJitter, Compose, Resize
 from torchvision.transforms.v2.functional import (
@@ -445,7 +445,7 @@ raise TypeError("on purpose")
 """
     process = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60)
     assert process.returncode == 1
-    assert process.stderr.splitlines()[-1] == "TypeError: on purpose"
+    assert without_leaks(process.stderr).splitlines()[-1] == "TypeError: on purpose"
 
 
 def test_training_order_changes_with_the_epoch_and_the_seed():

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, without_leaks
 from test_train import until
 from torch.utils.data import DataLoader
 
@@ -40,7 +40,7 @@ def press(arguments, home, moment, times=1, status=130, **environment):
         for _ in range(times):
             time.sleep(0.1)
             os.killpg(process.pid, signal.SIGINT)
-        errors = process.communicate(timeout=60)[1]
+        errors = without_leaks(process.communicate(timeout=60)[1])
         until(lambda: members(process.pid) == 0)
         seconds = time.perf_counter() - begin
     finally:

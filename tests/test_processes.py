@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, without_leaks
 
 SHORT = "--gpus 0 --classes novel --shots 2 --frames 1 --epochs 1 --batch-size 16 --workers 0 --out run"
 # Runs train.py in two processes as `--gpus 2` does. In those of some ranks, a function fails.
@@ -31,7 +31,7 @@ def fail(folder, function, ranks, error):
     begin = time.perf_counter()
     process = subprocess.run([sys.executable, "-c", PARENT], cwd=folder, env=environment, stdout=subprocess.DEVNULL,
                              stderr=subprocess.PIPE, text=True, timeout=120)
-    return process.returncode, process.stderr, time.perf_counter() - begin
+    return process.returncode, without_leaks(process.stderr), time.perf_counter() - begin
 
 
 @pytest.mark.parametrize(("function", "ranks"), [
