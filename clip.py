@@ -239,9 +239,11 @@ class CLIP(nn.Module):
 
     def encode_image(self, images):
         """Images [N, 3, S, S], raw uint8 or normalised float, to embeddings [N, D], not normalised."""
+        if images.shape[1:] != (3, self.image_size, self.image_size):
+            raise ValueError(f"expected images [N, 3, S, S] with S = {self.image_size}, got {list(images.shape)}")
         if images.dtype == torch.uint8:
             images = self.normalize(images)
-        elif not self.training and images.abs().max() > 50:
+        elif not self.training and images.abs().max() > 10:  # the check would slow training down
             raise ValueError("floating images must be normalised; raw pixels must be uint8")
         return self.visual(images, self.visual_prompts)
 
@@ -356,12 +358,14 @@ def load(weights, device="cpu", base=None, activation=None):
         unknown = model.load_state_dict(state, strict=False, assign=True).unexpected_keys
     except RuntimeError as error:  # its second line names an entry of another shape
         raise InputError(f"{weights} does not fit: {str(error).splitlines()[1].strip()[:90]}; {SUPPORTED}") from error
-    if "args" not in content:  # other files may have more, except in a block: adapters, or layers across time
-        unknown = [name for name in unknown if ".resblocks." in name]
+    if "args" in content and unknown:
+        raise InputError(f"{weights} was trained with changed code: this code has no {unknown[0]}")
+    # Other files may have more, except in a block: adapters, or layers across time
+    unknown = [name for name in unknown if ".resblocks." in name]
     if lacking or unknown:
         raise InputError(f"{weights} does not fit: missing {lacking[:1]}, unknown {unknown[:1]}; {SUPPORTED}")
     if missing:
-        print(f"new parameters, not in {weights}: {', '.join(missing)}")
+        print(f"new parameters, not in {weights}: {', '.join(missing)}; they start with their initial values")
     for name in METADATA & content.keys():
         setattr(model, name, content[name])
     model.frames = content.get("args", {}).get("frames")

@@ -545,17 +545,21 @@ def read_dataset(dataset, root, split=1, train=False):
         with disk_errors(root):
             toy.draw.draw(root)  # unless it is there
     try:
-        rows, names = reader(root, split, train)
+        rows, names = map(list, reader(root, split, train))
     except (FileNotFoundError, NotADirectoryError) as error:
         missing = Path(error.filename or "/")
         if not missing.is_relative_to(root):
             raise
         advice = (reader.__doc__ or "").replace("{root}", str(root)) if dataset != "toy" else ""
         raise UserError(f"the data set is not in {root}: {missing.relative_to(root)} is missing. {advice}") from error
+    known = set(names)
+    for name in names:
+        if not isinstance(name, str):
+            raise UserError(f"{reader.__name__}: the class {name!r} is not a str")
     for row in rows:
-        if len(row) != 2 or row[1] not in names:
+        if len(row) != 2 or row[1] not in known:
             raise UserError(f"{reader.__name__}: {row!r} is not a pair of a video and one of the classes")
-    return [(listed if isinstance(listed, tuple) else (listed,), name) for listed, name in rows], names
+    return [(listed if isinstance(listed, tuple) else (str(listed),), name) for listed, name in rows], names
 
 
 def rename_classes(dataset, names, labels):
@@ -1077,15 +1081,15 @@ def show_half(half, samples, names):
 
 
 def main():
-    settings = dict(data="toy", root=None, split=1, out=None)
+    settings = dict(data="toy", root=None, split=1, classes="all", shots=None, seed=0, train_list=None, val_list=None,
+                    labels=None, out=None)
     parser = Parser(__doc__, settings, settings)
     parser.flag("data", DATA_HELP, nargs="?", default="toy")
     parser.flag("--root", "where it is; by default datasets/DATA", Path)
     parser.flag("--split", "official split of UCF101 or HMDB51", (1, 2, 3))
     parser.flag("--out", "the picture to draw; by default DATA.png", Path)
     args = SimpleNamespace(**settings | vars(parser.parse_args()))
-    training, names = load_samples(args.data, args.root, args.split, train=True)
-    validation, _ = load_samples(args.data, args.root, args.split)
+    training, validation, names = load_train_val(args)
     show_half("training", training, names)
     show_half("validation", validation, names)
 

@@ -53,8 +53,8 @@ TINY = PAPER | dict(frames=8)
 
 def class_tokens(model, classes):
     """The tokens [C, L] of class names in the template of a model, such as "a photo of a {}.", on its device."""
-    if len(classes) < 2:
-        raise UserError(f"fewer than two classes to choose from: {classes}")
+    if isinstance(classes, str) or len(classes) < 2:
+        raise UserError(f"expected a list of at least two classes, got {classes!r}")
     if "{}" not in model.template:
         raise UserError(f"the template {model.template!r} has no {{}} for the class name")
     texts = [model.template.replace("{}", name) for name in classes]
@@ -145,7 +145,7 @@ def evaluation_loader(samples, frames, image_size, batch_size, workers, num_clip
 def classify(model, video, labels):
     """A video uint8 [T, 3, h, w] of `data.read_video` to a list of (label, probability), the best first."""
     if video.dtype != torch.uint8 or isinstance(labels, str):
-        raise ValueError("classify takes a uint8 video, as data.read_video gives it, and a list of labels")
+        raise ValueError("classify takes a uint8 tensor, as data.read_video gives it, and a list of labels")
     model.eval()
     tokens = class_tokens(model, labels)
     video = data.center_crop(video, model.image_size)[None].to(tokens.device)

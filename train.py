@@ -107,6 +107,7 @@ def train(args, model, state, samples, val_loader):
         lr = learning_rate(state.step, steps, warmup_steps, args.lr)
         optimizer.param_groups[0]["lr"] = lr
         model.train()
+        torch.manual_seed(args.seed + state.step)  # for dropout that is added: a resumed run draws the same
 
         for i in range(micro_steps):
             # Load uint8 videos [B, T, 3, S, S] and their labels [B]
@@ -219,6 +220,8 @@ def open_run(args, device, samples, classes):
             setattr(state, name, content[name])
     torch.manual_seed(args.seed)  # for layers that are added to the model
     model = clip.load(weights, device, activation=args.activation)
+    if resumed and model.state_dict().keys() != content["model"].keys():
+        raise UserError(f"{last} was trained before these parameters were added to the code: start a new run")
     model.visual.transformer.checkpointing = args.checkpoint_activations
     model.transformer.checkpointing = args.checkpoint_activations
     if args.compile:

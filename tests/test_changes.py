@@ -91,7 +91,8 @@ def test_the_learned_pooling_of_the_readme(short, run, call, tmp_path):
         changed.draw_curves = lambda path, state: None  # takes long
         assert "new parameters" not in run("train.py", "--resume", killed)
         out = run("train.py", *short, "--out", whole)
-        assert out.splitlines()[0] == "new parameters, not in tiny: pool.bias, pool.weight"
+        assert out.splitlines()[0] == (
+            "new parameters, not in tiny: pool.bias, pool.weight; they start with their initial values")
         assert equal(saved(killed), saved(whole))
 
         run("train.py", *short, "--lr", "0", "--epochs", "1", "--out", tmp_path / "start")
@@ -103,15 +104,24 @@ def test_the_learned_pooling_of_the_readme(short, run, call, tmp_path):
         run("evaluate.py", "--weights", whole / "last.pt", "--workers", "0", "--out", tmp_path / "results")
         _, validations = read_log(whole)
         assert read_results(tmp_path / "results")["top1"] == validations[-1]["top1"]
-    assert "pool." in only_line(call("evaluate.py", "--weights", whole / "last.pt"))
-    assert "pool." in only_line(call("train.py", "--resume", whole))
+    for command in (("evaluate.py", "--weights", whole / "last.pt"), ("train.py", "--resume", whole)):
+        assert "was trained with changed code: this code has no pool." in only_line(call(*command))
 
 
-def test_new_layers_of_other_kinds(short, run, tmp_path):
-    """A parameter, a buffer that no file has, and dropout."""
+def test_new_layers_of_other_kinds(short, run, call, tmp_path):
+    """A parameter, a buffer that no file has, and dropout, which a resumed run repeats."""
     out = {}
+    old, killed, whole = tmp_path / "old", tmp_path / "killed", tmp_path / "whole"
+    run("train.py", *short, "--out", old)
     with scripts_of(copy_with(LAYERS, tmp_path / "copy")) as (changed_clip, changed):
+        with pytest.raises(ValueError, match="before these parameters were added to the code"):
+            run("train.py", "--resume", old)
+        with mock.patch.object(changed, "draw_curves", side_effect=KeyboardInterrupt):  # after the first epoch
+            assert call("train.py", *short, "--out", killed)[0] == 130
         changed.draw_curves = lambda path, state: None
+        run("train.py", "--resume", killed)
+        run("train.py", *short, "--out", whole)
+        assert equal(saved(killed), saved(whole))
         for tune in ("both", "image"):
             out[tune] = run("train.py", *short, "--tune", tune, "--epochs", "1", "--out", tmp_path / tune)
         model = changed_clip.load(tmp_path / "both" / "last.pt")

@@ -241,7 +241,7 @@ def test_a_resumed_run_is_on_the_device_whole(gpu, monkeypatch, tmp_path):
     optimizer = torch.optim.AdamW(parameters, fused=True)
     optimizer.step()
     content = dict(step=1, losses=[0.5], validations=[{"top1": 25}] * 2, unreadable=[], seconds=1.0, videos=8,
-                   classes=CLASSES, optimizer=optimizer.state_dict(), scaler={})
+                   classes=CLASSES, model=on_cpu.state_dict(), optimizer=optimizer.state_dict(), scaler={})
     saved = {}
     monkeypatch.setattr(torch, "load", lambda path, **_: content)
     replace_files(monkeypatch, saved)

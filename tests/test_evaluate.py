@@ -329,9 +329,9 @@ def test_labels_are_names_or_a_file(text, expected, tmp_path, monkeypatch):
             evaluate.read_labels([text])
 
 
-@pytest.mark.parametrize("classes", [[], ["my lables"]])
+@pytest.mark.parametrize("classes", [[], ["my lables"], "red ball,blue cone"])
 def test_fewer_than_two_classes_are_refused(classes):
-    with pytest.raises(data.UserError, match="fewer than two classes to choose from"):
+    with pytest.raises(data.UserError, match="expected a list of at least two classes"):
         evaluate.class_tokens(clip.load("tiny"), classes)
 
 
