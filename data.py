@@ -886,6 +886,8 @@ class Parser(argparse.ArgumentParser):
         """Adds a flag. `kind` is a function that converts the text, a tuple of choices, or bool for a switch."""
         setting = name.strip("-").replace("-", "_")
         default, tiny = self.paper[setting], self.tiny[setting]
+        if isinstance(default, list):
+            default, tiny = (" ".join(map(str, values)) for values in (default, tiny))
         if default and default == tiny:
             help = f"{help} (default: {default})"
         elif default:
@@ -925,7 +927,7 @@ def name_or(exists, names=()):
     return path
 
 
-DATA_HELP = f"{', '.join(DATASETS)}, or a folder with train/<class>/* and val/<class>/*"
+DATA_HELP = f"{', '.join(DATASETS)}, or a folder with train/<class>/* and val/<class>/*; by default toy"
 
 
 def add_data_flags(parser, training, several=None):

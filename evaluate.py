@@ -239,13 +239,12 @@ def save_embeddings(videos, texts, samples, errors, classes, path):
 def add_flags(parser, training, several=None):
     """Adds the flags about data, model and machine."""
     data.add_data_flags(parser, training, several)
-    parser.flag("--model", f"CLIP to start from: {', '.join(clip.MODELS)}; by default tiny for the toy, else ViT-B/16",
-                tuple(clip.MODELS))
+    parser.flag("--model", "CLIP of OpenAI, or tiny; by default tiny for the toy, else ViT-B/16", tuple(clip.MODELS))
     parser.flag("--weights", "load this file instead of --model: a checkpoint, or the weights of any CLIP with a ViT",
                 data.name_or(os.path.isfile, clip.MODELS))
     parser.flag("--activation", "activation of the weights, if no configuration beside them names it",
                 tuple(clip.ACTIVATIONS))
-    parser.flag("--template", "sentence around a class name, which replaces {}")
+    parser.flag("--template", "sentence in which a class name replaces {}; evaluate.py: by default that of --weights")
     parser.flag("--gpus", "number of GPUs, 0 for the CPU; by default 1 if there is one", data.at_least(0))
     parser.flag("--workers", "processes per GPU that read videos", data.at_least(0))
     parser.flag("--batch-size", "videos in a batch, of all GPUs together", data.at_least(1))
@@ -353,7 +352,7 @@ def parse_args():
     add_flags(parser, training=False, several="+")
     parser.flag("--zero-shot", "evaluate plain CLIP, as without --weights", bool)
     parser.flag("--views", "4x3: 4 clips of each video times 3 crops (or 1), whose probabilities are averaged")
-    parser.flag("--blend", "interpolate between the weights of --model (0) and --weights (1)",
+    parser.flag("--blend", "evaluate weights between those before training (0; or --model) and --weights (1)",
                 data.at_least(0, float, 1), nargs="+")
     parser.flag("--video", "label these videos, or folders of videos, with --labels (a file, or names separated by "
                 "commas) or with the classes of the checkpoint", Path, nargs="+")

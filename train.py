@@ -365,11 +365,11 @@ def make_parser(doc, paper, tiny):
     parser.flag("--warmup-epochs", "length of the linear warm-up", data.at_least(0, float))
     parser.flag("--lr", "peak learning rate", data.at_least(0, float))
     parser.flag("--micro-batch", "videos on a GPU at once, at most; does not change the gradient", data.at_least(1))
-    parser.flag("--checkpoint-activations", "recompute activations: less memory, a third more time", bool)
+    parser.flag("--checkpoint-activations", "store fewer activations, compute them twice: a third more time", bool)
     parser.flag("--compile", "compile both encoders: slower to start, then faster", bool)
     parser.flag("--out", "folder for checkpoints and log; by default runs/DATA", Path)
     parser.flag("--resume", "continue the run in this folder, with its settings", Path)
-    parser.flag("--save-minutes", "save at least this often", data.at_least(0, float))
+    parser.flag("--save-minutes", "save every so many minutes, and after each epoch", data.at_least(0, float))
     return parser
 
 
