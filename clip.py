@@ -363,7 +363,7 @@ def load(weights, device="cpu", base=None, activation=None):
     # Other files may have more, except in a block: adapters, or layers across time
     unknown = [name for name in unknown if ".resblocks." in name]
     if lacking or unknown:
-        raise InputError(f"{weights} does not fit: missing {lacking[:1]}, unknown {unknown[:1]}; {SUPPORTED}")
+        raise InputError(f"{weights} does not fit: {[*lacking, *unknown][0]} is missing or unknown; {SUPPORTED}")
     if missing:
         print(f"new parameters, not in {weights}: {', '.join(missing)}; they start with their initial values")
     for name in METADATA & content.keys():
@@ -535,7 +535,7 @@ def from_vifi_clip(state, base):
     models = {50: "ViT-B/32", 197: "ViT-B/16", 257: "ViT-L/14", 577: "ViT-L/14@336px"}  # by the number of positions
     base = base or models.get(len(ours["visual.positional_embedding"]))
     if base is None:
-        raise InputError("a checkpoint of the original ViFi-CLIP needs the CLIP that it was made from as `base`")
+        raise InputError("this checkpoint of ViFi-CLIP needs the CLIP that it started from: clip.load(file, base=...)")
     ours["token_embedding.weight"] = read(base)["model"]["token_embedding.weight"]
     return ours
 

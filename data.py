@@ -522,7 +522,7 @@ def relabel(samples, names, all_names):
     number = {name: i for i, name in enumerate(all_names)}
     for name in names:
         if name not in number:
-            raise UserError(f"training has no class {name!r}, validation has")
+            raise UserError(f"the class {name!r} has validation videos but is not a training class")
     return [(path, number[names[label]]) for path, label in samples]
 
 
@@ -730,7 +730,7 @@ def find_videos(path):
     elif path.name.lower().endswith(VIDEO_FILES):
         videos = [path]
     else:
-        raise UserError(f"{path} does not have the ending of a video file")
+        raise UserError(f"{path} has no known ending of a video file")
     if skipped:
         example = os.path.relpath(skipped[0], path.parent)
         say(f"{path}: skipped {len(skipped)} files that are not videos, such as {example}")
@@ -892,6 +892,8 @@ class Parser(argparse.ArgumentParser):
             help = f"{help} (default: {default})"
         elif default:
             help = f"{help} (default: {default}; tiny: {tiny})"
+        elif tiny:
+            help = f"{help} (tiny: {tiny})"
         if kind is bool:
             options["action"] = "store_true"
         elif isinstance(kind, tuple):
@@ -933,27 +935,28 @@ DATA_HELP = f"{', '.join(DATASETS)}, or a folder with train/<class>/* and val/<c
 def add_data_flags(parser, training, several=None):
     """Adds the flags about data: those of `training`, or of evaluation. `several`: nargs="+" for several splits."""
     parser.flag("--data", DATA_HELP, name_or(os.path.isdir, DATASETS))
-    parser.flag("--root", "where the data set is on disk; by default datasets/DATA", os.path.abspath)
+    parser.flag("--root", "folder of the data set; by default datasets/DATA, with lists the current folder",
+                os.path.abspath)
     parser.flag("--split", "official split of UCF101 or HMDB51", (1, 2, 3), nargs=several)
     parser.flag("--classes", "base: the half of the classes with the most training videos; novel: the other half",
                 ("all", "base", "novel"), nargs=several)
-    parser.flag("--val-list", "validation videos, instead of a split: lines of 'path label', or a table of file,label; "
-                "paths below --root", os.path.abspath, nargs=several)
-    parser.flag("--labels", "class names: a table of id,name (of folder,name for your own videos), or a text file with "
-                "a name on each line", os.path.abspath if training else str, nargs=several)
+    parser.flag("--val-list", "list of validation videos instead of a split: lines of 'path label' (with --labels) or "
+                "a table of file,label; paths below --root", os.path.abspath, nargs=several)
+    parser.flag("--labels", "class names: a .csv of id,name, or a text file with a name on each line; for a folder of "
+                "your own videos a table of folder,name", os.path.abspath if training else str, nargs=several)
     parser.flag("--frames", "frames sampled from each video", at_least(1))
     if training:
-        parser.flag("--train-list", "training videos, in the same form", os.path.abspath)
+        parser.flag("--train-list", "list of training videos, in the form of --val-list", os.path.abspath)
         parser.flag("--shots", "training videos of each class; by default all", at_least(1))
         parser.flag("--augment", "none: frames and crop as in evaluation; crop: random frames, crop and flip; color: "
-                    "also colour jitter; mix: also mixup and CutMix", ("none", "crop", "color", "mix"))
-        parser.flag("--seed", "random seed", at_least(0))
+                    "crop and colour jitter; mix: color, mixup and CutMix", ("none", "crop", "color", "mix"))
+        parser.flag("--seed", "random seed of everything that is drawn", at_least(0))
 
 
 def check_lists(parser, args):
     """Refuses lists that are given in part, or along with flags that they replace."""
     if args.val_list and args.classes not in ("all", ["all"]):
-        parser.error("--classes does not go with lists")
+        parser.error("--classes cannot be combined with lists")
     if hasattr(args, "train_list") and bool(args.train_list) != bool(args.val_list):
         parser.error("give both --train-list and --val-list")
 

@@ -242,13 +242,14 @@ def add_flags(parser, training, several=None):
     parser.flag("--model", "CLIP of OpenAI, or tiny; by default tiny for the toy, else ViT-B/16", tuple(clip.MODELS))
     parser.flag("--weights", "load this file instead of --model: a checkpoint, or the weights of any CLIP with a ViT",
                 data.name_or(os.path.isfile, clip.MODELS))
-    parser.flag("--activation", "activation of the weights, if no configuration beside them names it",
+    parser.flag("--activation", "activation of --weights; by default what the file or a configuration beside it says",
                 tuple(clip.ACTIVATIONS))
     parser.flag("--template", "sentence in which a class name replaces {}; evaluate.py: by default that of --weights")
     parser.flag("--gpus", "number of GPUs, 0 for the CPU; by default 1 if there is one", data.at_least(0))
     parser.flag("--workers", "processes per GPU that read videos", data.at_least(0))
     parser.flag("--batch-size", "videos in a batch, of all GPUs together", data.at_least(1))
-    parser.flag("--amp", "mixed precision; by default the one that suits the GPU", ("bf16", "fp16", "off"))
+    parser.flag("--amp", "mixed precision; by default bf16 if the GPU has it, else fp16; off on CPU and MPS",
+                ("bf16", "fp16", "off"))
 
 
 def trained_with(weights):
@@ -259,7 +260,8 @@ def trained_with(weights):
 
 
 def choose_settings(typed, saved, paper, tiny):
-    """The settings of a script. Later wins: the block at its top, what a run or checkpoint saved, what was typed."""
+    """The settings of a script. Later wins: the block at its top, what a run or checkpoint saved, what was typed.
+    `choose_device` completes gpus and amp, `train.parse_args` micro_batch, and `data.load_samples` root."""
     chosen = saved | typed
     if not any(chosen.get(name) for name in ("data", "val_list", "video")):
         chosen["data"] = "toy"
@@ -350,8 +352,8 @@ def parse_args():
     """The settings of an evaluation. Exits with status 2 if the flags are wrong."""
     parser = data.Parser(__doc__, PAPER, TINY)
     add_flags(parser, training=False, several="+")
-    parser.flag("--zero-shot", "evaluate plain CLIP, as without --weights", bool)
-    parser.flag("--views", "4x3: 4 clips of each video times 3 crops (or 1), whose probabilities are averaged")
+    parser.flag("--zero-shot", "evaluate CLIP without fine-tuning, as without --weights", bool)
+    parser.flag("--views", "clips x crops of each video whose probabilities are averaged, such as 4x3; 1 or 3 crops")
     parser.flag("--blend", "evaluate weights between those before training (0; or --model) and --weights (1)",
                 data.at_least(0, float, 1), nargs="+")
     parser.flag("--video", "label these videos, or folders of videos, with --labels (a file, or names separated by "
@@ -375,16 +377,16 @@ def parse_args():
     if args.zero_shot and args.weights:
         parser.error("--zero-shot evaluates plain CLIP: give --model, not --weights")
     if args.blend and not args.before:
-        parser.error("--blend needs --weights, and --model if these do not know what their training started from")
+        parser.error("--blend needs --weights; if that file does not say what its training started from, also --model")
     if args.video:
         if not args.labels and not args.weights:
             parser.error("--video needs --labels")
         if args.embeddings:
-            parser.error("--video does not go with --embeddings")
+            parser.error("--video cannot be combined with --embeddings")
         return args
     data.check_lists(parser, args)
     if args.val_list and args.split != [1]:
-        parser.error("--split does not go with --val-list: give several lists")
+        parser.error("--split cannot be combined with --val-list: give several lists")
     if args.val_list and args.labels and len(args.labels) not in (1, len(args.val_list)):
         parser.error("--labels: give one file, or one for each of the lists")
     return args

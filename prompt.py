@@ -71,9 +71,10 @@ def add_prompts(model, args):
 
 def main():
     parser = train.make_parser(__doc__, PAPER, TINY)
-    parser.flag("--ctx", "prompt tokens in the image and the text encoder, or 0", data.at_least(0), nargs=2)
-    parser.flag("--depth", "layers with prompts of their own, in the image and the text encoder", data.at_least(1),
+    parser.flag("--ctx", "number of learned tokens in the image and in the text encoder; 0 for none", data.at_least(0),
                 nargs=2)
+    parser.flag("--depth", "number of first layers with learned tokens of their own, in the same order",
+                data.at_least(1), nargs=2)
     args = train.parse_args(parser)
     if args.ctx == [0, 0]:
         parser.error("nothing to train: --ctx 0 0")

@@ -214,8 +214,8 @@ def open_run(args, device, samples, classes):
         weights = last
         content = torch.load(last, map_location="cpu", weights_only=True)
         if content["videos"] != state.videos or content["classes"] != classes:
-            raise UserError(f"{last} is of a run on {content['videos']} videos of {len(content['classes'])} classes, "
-                            f"not these {state.videos} of {len(classes)}")
+            raise UserError(f"{last} was trained on other data: {content['videos']} videos of "
+                            f"{len(content['classes'])} classes, not these {state.videos} of {len(classes)}")
         for name in vars(state):
             setattr(state, name, content[name])
     torch.manual_seed(args.seed)  # for layers that are added to the model
@@ -235,7 +235,7 @@ def open_run(args, device, samples, classes):
             (args.out / "log.jsonl").unlink(missing_ok=True)
     if resumed:
         log(args.out, resumed=state.step)  # ends a line that was cut off
-        say(f"resumes after step {state.step}")
+        say(f"resuming after step {state.step}")
     return model, state
 
 
@@ -364,11 +364,12 @@ def make_parser(doc, paper, tiny):
     parser.flag("--epochs", "passes over the data", data.at_least(1))
     parser.flag("--warmup-epochs", "length of the linear warm-up", data.at_least(0, float))
     parser.flag("--lr", "peak learning rate", data.at_least(0, float))
-    parser.flag("--micro-batch", "videos on a GPU at once, at most; does not change the gradient", data.at_least(1))
+    parser.flag("--micro-batch", "most videos in one forward pass on a GPU; the gradient is that of the batch",
+                data.at_least(1))
     parser.flag("--checkpoint-activations", "store fewer activations, compute them twice: a third more time", bool)
     parser.flag("--compile", "compile both encoders: slower to start, then faster", bool)
-    parser.flag("--out", "folder for checkpoints and log; by default runs/DATA", Path)
-    parser.flag("--resume", "continue the run in this folder, with its settings", Path)
+    parser.flag("--out", "folder for checkpoints and log; by default runs/DATA, runs/DATA-2 and so on", Path)
+    parser.flag("--resume", "continue the run in this folder; only paths of data and the machine may change", Path)
     parser.flag("--save-minutes", "save every so many minutes, and after each epoch", data.at_least(0, float))
     return parser
 
@@ -389,7 +390,7 @@ def parse_args(parser):
         for name in typed.keys() - MAY_CHANGE:
             if typed[name] != saved[name]:
                 flag = f"--{name.replace('_', '-')}"
-                parser.error(f"{flag} is {saved[name]!r} in {folder} and cannot become {typed[name]!r}")
+                parser.error(f"--resume cannot change {flag}: {folder} has {saved[name]!r}, not {typed[name]!r}")
     elif trained := evaluate.trained_with(typed.get("weights")):
         saved = {"model": trained.get("model")}
     args = evaluate.choose_settings(typed, saved, parser.paper, parser.tiny)
@@ -423,9 +424,9 @@ def freeze(model, tune):
 
 def main():
     parser = make_parser(__doc__, PAPER, TINY)
-    parser.flag("--tune", "encoders to train", ("both", "image", "text"))
-    parser.flag("--fusion", "what is averaged over time. embedding: the embeddings of the frames; decision: their "
-                "logits; image: nothing in training, where every frame is an example, and then their probabilities",
+    parser.flag("--tune", "encoders to train; logit_scale is trained with both", ("both", "image", "text"))
+    parser.flag("--fusion", "what is averaged over the frames: their embeddings, their logits (decision), or their "
+                "probabilities (image; in training every frame is an example)",
                 ("embedding", "decision", "image"))
     args = parse_args(parser)
     device = evaluate.start(args)

@@ -53,8 +53,8 @@ def only_line(name, errors):
     (["evaluate.py", "--split", "4"], 2, "--split: invalid choice"),
     (["evaluate.py", "--views", "4x2"], 2, "--views: '4x2' is not a number of clips x 1 or 3 crops"),
     (["evaluate.py", "--val-list", "LICENSE"], 1, "LICENSE, line 1: 'MIT License': expected 'file,label', the label a"),
-    (["evaluate.py", "--val-list", "x", "--labels", "y", "--classes", "base"], 2, "--classes does not go with lists"),
-    (["evaluate.py", "--val-list", "x", "--labels", "y", "--split", "2"], 2, "--split does not go with --val-list"),
+    (["evaluate.py", "--val-list", "x", "--labels", "y", "--classes", "base"], 2, "--classes cannot be combined with"),
+    (["evaluate.py", "--val-list", "x", "--labels", "y", "--split", "2"], 2, "--split cannot be combined with"),
     (["evaluate.py", "--val-list", "x", "--labels", "y", "z"], 2, "--labels: give one file, or one for each of the"),
     (["evaluate.py", "--zero-shot", "--weights", "tiny"], 2, "--zero-shot evaluates plain CLIP: give --model, not"),
     (["evaluate.py", "--weights", "LICENSE"], 1, "LICENSE is damaged or not a file of weights"),
@@ -63,7 +63,7 @@ def only_line(name, errors):
     (["evaluate.py", "--video", "x.mp4"], 2, "--video needs --labels"),
     (["evaluate.py", "--video", "x", "--labels", "a", "--model", "tiny"], 1, "x: there is no such file"),
     (["evaluate.py", "--video", "{empty}", "--labels", "a", "--model", "tiny"], 1, "empty contains no video"),
-    (["evaluate.py", "--video", "x.mp4", "--labels", "a", "--embeddings"], 2, "--video does not go with --embeddings"),
+    (["evaluate.py", "--video", "x.mp4", "--labels", "a", "--embeddings"], 2, "--video cannot be combined with"),
     (["prompt.py", "--ctx", "0", "0"], 2, "nothing to train: --ctx 0 0"),
     (["prompt.py", "--ctx", "1", "70", "--frames", "1", "--out", "{}"], 1, "tokens; the model reads 7: "),
     (["prompt.py", "--depth", "9", "3", "--frames", "1", "--out", "{}"], 1, "--depth [9, 3]: the encoders have [3, 3]"),
@@ -271,7 +271,7 @@ def test_a_run_and_its_options_disagree(finished, call):
     for flag, saved, given in (("--lr", "0.0008", "1.0"), ("--frames", "1", "4"), ("--seed", "1024", "7")):
         status, _, errors = call("train.py", "--resume", finished, flag, given)
         assert status == 2
-        assert f"{flag} is {saved} in {finished} and cannot become {given}" in only_line("train.py", errors)
+        assert f"--resume cannot change {flag}: {finished} has {saved}, not {given}" in only_line("train.py", errors)
     status, _, errors = call("train.py", "--out", finished)
     assert status == 2
     assert f"--out {finished} holds a run already: continue it with --resume, or" in only_line("train.py", errors)
@@ -279,7 +279,7 @@ def test_a_run_and_its_options_disagree(finished, call):
     torch.save(content | {"classes": content["classes"][1:]}, finished / "last.pt")
     status, _, errors = call("train.py", "--resume", finished, "--micro-batch", "4", "--workers", "1")  # these may
     assert status == 1
-    assert "is of a run on 24 videos of 11 classes, not these 24 of 12" in only_line("train.py", errors)
+    assert "was trained on other data: 24 videos of 11 classes, not these 24 of 12" in only_line("train.py", errors)
 
 
 @pytest.mark.parametrize(("flag", "message"), [

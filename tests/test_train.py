@@ -218,7 +218,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, call, home, tmp_path):
     torch.save(one | {"args": one["args"] | {"shots": 9}}, folder / "last.pt")
     status, _, errors = call("train.py", "--resume", folder)
     assert status == 1
-    assert "is of a run on 96 videos of 12 classes, not these 108 of 12" in errors
+    assert "was trained on other data: 96 videos of 12 classes, not these 108 of 12" in errors
 
 
 def test_two_runs_at_once_get_two_folders(home, tmp_path):
