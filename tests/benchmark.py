@@ -241,14 +241,10 @@ def memory(path):
             print(f"memory after {i + 1:6} training clips {resident():46.0f} MiB", flush=True)
 
 
-def resident(peak=False):
-    """Memory of this process, now or at most since `forget_peak`, MiB."""
+def resident():
+    """Memory of this process, MiB."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+([0-9]+) kB", status)[1]) / 2 ** 10
-
-
-def forget_peak():
-    Path("/proc/self/clear_refs").write_text("5")
+    return int(re.search(r"VmRSS:\s+([0-9]+) kB", status)[1]) / 2 ** 10
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -387,7 +383,7 @@ def prompting(path):
     """A step of prompt learning beside one of full fine-tuning: time and memory."""
     use_cores(len(CORES))
     title(f"training step, ViT-B/16, 2 clips of 8 frames, {len(CORES)} cores", "prompts", "both")
-    steps, peaks = [], []
+    steps, sizes = [], []
     for tune, template in (("prompts", "{}."), ("both", "a photo of a {}.")):
         model, _ = both("ViT-B/16")
         if tune == "prompts":
@@ -398,14 +394,15 @@ def prompting(path):
             train.freeze(model, tune)
         model.template = template
         tokens, video = evaluate.class_tokens(model, UCF101), torch.randn(2, 8, 3, S, S)
-        steps.append(trainer(model, lambda model=model, video=video, tokens=tokens:
-                             F.cross_entropy(model(video, tokens), torch.tensor([3, 70]))))
-        before = resident()
-        forget_peak()
-        steps[-1](), steps[-1]()
-        peaks.append(resident(peak=True) - before)
+
+        def loss(model=model, video=video, tokens=tokens):
+            return F.cross_entropy(model(video, tokens), torch.tensor([3, 70]))
+
+        steps.append(trainer(model, loss))
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        sizes.append(activations(model, loss) + 3 * 4 * trained / 2 ** 20)  # gradient and two moments in float32
     compare("  prompt learning | full fine-tuning", *steps, 5)
-    a, b = peaks
+    a, b = sizes
     print(f"{'  activations, gradients, optimizer':66} {a:8.0f} MiB {b:8.0f} MiB {b / a:6.2f} x")
 
 
