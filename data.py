@@ -421,9 +421,10 @@ class Loader(DataLoader):
     def __init__(self, dataset, batches, workers):
         super().__init__(dataset, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0,
                          pin_memory=torch.cuda.is_initialized())  # not with --gpus 0: pinning would start CUDA
+        if workers:
+            gc.freeze()  # or the garbage collector would copy the memory of the main process into each worker
 
     def __iter__(self):
-        gc.freeze()  # or the garbage collector would copy the memory of the main process into each worker
         with interrupts_kept_from_workers():
             return super().__iter__()
 
@@ -468,9 +469,8 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
     new_names = names
     if labels and not video_list:
         new_names = rename_classes(dataset, names, labels)
-    spoken = [" ".join(name.lower().split()) for name in new_names]  # as the tokenizer sees them
-    for name in spoken:
-        if spoken.count(name) > 1:
+    for name, count in Counter(map(as_read, new_names)).items():
+        if count > 1:
             raise UserError(f"two classes have the same name, {name!r}: no model can tell them apart")
 
     kept = names
@@ -510,11 +510,16 @@ def load_train_val(args):
                                    args.train_list, args.labels)
     validation, val_names = load_samples(args.data, args.root, args.split, False, args.classes,
                                          video_list=args.val_list, labels=args.labels)
+    return training, match_validation(validation, val_names, training, names), names
+
+
+def match_validation(validation, val_names, training, names):
+    """The validation samples with the labels of training. Warns of videos that are in both."""
     validation = relabel(validation, val_names, names)
     both = dict(training).keys() & dict(validation).keys()
     if both:
         say(f"warning: {len(both)} videos are in training and in validation, such as {min(both)}")
-    return training, validation, names
+    return validation
 
 
 def relabel(samples, names, all_names):
@@ -709,6 +714,11 @@ def words(name):
     return re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[_-]+", " ", name).lower()
 
 
+def as_read(name):
+    """A class name as the tokenizer reads it: capitals and spaces do not tell two of them apart."""
+    return " ".join(name.lower().split())
+
+
 # ---- Finding videos on disk -----------------------------------------------------------------------------------------
 
 VIDEO_FILES = tuple("""
@@ -852,13 +862,15 @@ def read_lines(path, pattern, form):
         line = line.strip()
         if not line or line.startswith("# "):
             continue
+        heading = first and HEADING.match(line)
+        first = False
+        if heading:
+            continue
         where = f"{path}, line {number}: {line[:100]!r}"
         match = re.fullmatch(pattern, line)
-        if not (first and HEADING.match(line)):
-            if not match:
-                raise UserError(f"{where}: expected {form}")
-            yield where, [group for group in match.groups() if group]
-        first = False
+        if not match:
+            raise UserError(f"{where}: expected {form}")
+        yield where, [group for group in match.groups() if group]
 
 
 def read_text(path):
@@ -1086,15 +1098,16 @@ def show_half(half, samples, names):
 
 
 def main():
-    settings = dict(data="toy", root=None, split=1, classes="all", shots=None, seed=0, train_list=None, val_list=None,
-                    labels=None, out=None)
+    settings = dict(data="toy", root=None, split=1, out=None)
     parser = Parser(__doc__, settings, settings)
     parser.flag("data", DATA_HELP, nargs="?", default="toy")
     parser.flag("--root", "where it is; by default datasets/DATA", Path)
     parser.flag("--split", "official split of UCF101 or HMDB51", (1, 2, 3))
     parser.flag("--out", "the picture to draw; by default DATA.png", Path)
     args = SimpleNamespace(**settings | vars(parser.parse_args()))
-    training, validation, names = load_train_val(args)
+    training, names = load_samples(args.data, args.root, args.split, train=True)
+    validation, val_names = load_samples(args.data, args.root, args.split)
+    validation = match_validation(validation, val_names, training, names)
     show_half("training", training, names)
     show_half("validation", validation, names)
 

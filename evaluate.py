@@ -433,7 +433,7 @@ def read_labels(labels):
         names = data.read_names(text).values()
     else:
         names = re.split(r"\s*[,\n]\s*", text.strip())
-    different = {" ".join(name.lower().split()): name for name in names if name}  # as the tokenizer sees them
+    different = {data.as_read(name): name for name in names if name}
     return list(different.values())
 
 
