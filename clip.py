@@ -281,7 +281,10 @@ class CLIP(nn.Module):
     def forward(self, video, tokens):
         """Videos [B, T, 3, S, S] and tokens [C, L] of the class names to logits [B, C]. With fusion "image" in
         training, [B * T, C]."""
-        text = self.encode_text(tokens)
+        return self.compare(video, self.encode_text(tokens))
+
+    def compare(self, video, text):
+        """The logits of `forward`, given the embeddings [C, D] of the class names."""
         if self.fusion == "embedding":
             return self.logits(self.encode_video(video), text)
         logits = self.logits(self.encode_frames(video), text)  # [B, T, C], of each frame

@@ -23,6 +23,7 @@ import os
 import re
 import statistics
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,9 +66,11 @@ def predict(model, loader, tokens, max_unreadable=1.0):
     """The scores of the n videos of an `evaluation_loader`, [n, C], given the tokens [C, L] of the class names: the log
     of the mean probability over the views, up to a constant. Also the labels and errors, as in `collect`."""
     model.eval()
+    with torch.inference_mode():
+        text = model.encode_text(tokens)  # [C, D]
 
     def score(video):
-        logits = model(video.flatten(0, 1), tokens)  # [B * V, C]
+        logits = model.compare(video.flatten(0, 1), text)  # [B * V, C]
         logits = logits.unflatten(0, video.shape[:2])
         return logits.log_softmax(dim=-1).logsumexp(dim=1)  # [B, C]
 
@@ -103,8 +106,9 @@ def check_unreadable(errors, seen, limit):
 
 
 def accuracy(scores, labels, errors, classes=None):
-    """The result of `evaluate` for scores [n, C]. With the names of the `classes`, also "per_class": name, top-1 and
-    number of videos of each class that has videos, the worst first."""
+    """The result of `evaluate` for scores [n, C]. With the names of the `classes`, also "per_class", the worst first:
+    name, top-1 and number of videos of each class that has videos, and what the others were "taken_for", {name: number
+    of videos}."""
     right = scores.gather(1, labels[:, None])
     better = (scores >= right).sum(dim=1) - 1  # classes that score at least as much: a tie counts as wrong
     unreadable = torch.tensor(list(map(bool, errors)))
@@ -117,12 +121,26 @@ def accuracy(scores, labels, errors, classes=None):
         "unreadable": list(filter(None, errors)),
     }
     if classes:
-        rows = []
-        for label in labels.unique().tolist():
-            of_class = top1[labels == label]
-            rows.append({"class": classes[label], "top1": 100 * of_class.mean().item(), "count": len(of_class)})
-        results["per_class"] = sorted(rows, key=lambda row: row["top1"])
+        results["per_class"] = per_class(top1, scores, labels, errors, classes)
     return results
+
+
+def per_class(top1, scores, labels, errors, classes):
+    """The accuracy of each class that has videos, and what the others were taken for, as in `accuracy`."""
+    best_wrong = scores.scatter(1, labels[:, None], -math.inf).argmax(dim=1).tolist()
+    rows = []
+    for label in labels.unique().tolist():
+        of_class = labels == label
+        taken_for = Counter()
+        for i in (of_class & (top1 == 0)).nonzero().flatten().tolist():
+            taken_for["unreadable" if errors[i] else classes[best_wrong[i]]] += 1
+        rows.append({
+            "class": classes[label],
+            "top1": 100 * top1[of_class].mean().item(),
+            "count": int(of_class.sum()),
+            "taken_for": dict(taken_for.most_common()),
+        })
+    return sorted(rows, key=lambda row: row["top1"])
 
 
 def evaluate(model, loader, tokens, max_unreadable=1.0):
@@ -142,14 +160,23 @@ def evaluation_loader(samples, frames, image_size, batch_size, workers, num_clip
 
 
 @torch.inference_mode()
+def encode_labels(model, labels):
+    """The embeddings of class names in the template of the model: {label: [D]}."""
+    return dict(zip(labels, model.encode_text(class_tokens(model, labels))))
+
+
+@torch.inference_mode()
 def classify(model, video, labels):
-    """A video uint8 [T, 3, h, w] of `data.read_video` to a list of (label, probability), the best first."""
-    if video.dtype != torch.uint8 or isinstance(labels, str):
-        raise ValueError("classify takes a uint8 tensor, as data.read_video gives it, and a list of labels")
+    """A video uint8 [T, 3, h, w] of `data.read_video` to a list of (label, probability), the best first. `labels` is a
+    list of class names, or the result of `encode_labels`, which saves encoding them for each video."""
+    if video.dtype != torch.uint8:
+        raise ValueError("classify takes a uint8 tensor, as data.read_video returns it")
     model.eval()
-    tokens = class_tokens(model, labels)
-    video = data.center_crop(video, model.image_size)[None].to(tokens.device)
-    probabilities = model(video, tokens)[0].softmax(dim=-1).tolist()
+    if not isinstance(labels, dict):
+        labels = encode_labels(model, labels)
+    text = torch.stack(list(labels.values()))
+    video = data.center_crop(video, model.image_size)[None].to(text.device)
+    probabilities = model.compare(video, text)[0].softmax(dim=-1).tolist()
     return sorted(zip(labels, probabilities), key=lambda pair: -pair[1])
 
 
@@ -184,17 +211,29 @@ def attention(model, images):
     return patches.unflatten(-1, (grid, grid)).float().cpu()
 
 
-def draw_attention(models, title, path, frames, picture):
-    """Draws 8 of the frames of a video, and once more for each of {name: CLIP}, dark where the model does not look."""
-    *_, model = models.values()
-    video = data.read_video(path, frames, short_side=round(model.image_size * data.SHORT_SIDE))
-    video = data.center_crop(video, model.image_size)[data.sample_frames(frames, min(frames, 8))]
+def draw_attention(models, title, video, path):
+    """Draws a video uint8 [T, 3, S, S], and once more for each of {name: CLIP}, dark where the model does not look."""
     rows = [(title, video)]
     for name, model in models.items():
         light = attention(model, video.to(model.logit_scale.device))[:, None]
         light = F.interpolate(light, video.shape[-2:], mode="bicubic").clamp(0, 1)
         rows.append((name, (video * (0.15 + 0.85 * light)).byte()))
-    data.save_grid(rows, picture)
+    data.save_grid(rows, path)
+
+
+def draw_mistakes(samples, scores, errors, classes, clips, path):
+    """Draws the ten most confident mistakes: the file, its class, the one that it was taken for, and frames. `clips` is
+    a data set of these samples with one view."""
+    probabilities, predictions = scores.softmax(dim=-1).max(dim=-1)
+    rows = []
+    for i in probabilities.argsort(descending=True).tolist():
+        file, label = samples[i]
+        if predictions[i] != label and not errors[i] and len(rows) < 10:
+            video, *_ = clips[0, i]
+            taken_for = f"{classes[predictions[i]]}, {probabilities[i]:.1%}"
+            rows.append((f"{file.name}: {classes[label]} taken for {taken_for}", video[0]))
+    if rows:
+        data.save_grid(rows, path)
 
 
 @torch.inference_mode()
@@ -358,13 +397,14 @@ def parse_args():
                 data.at_least(0, float, 1), nargs="+")
     parser.flag("--video", "label these videos, or folders of videos, with --labels (a file, or names separated by "
                 "commas) or with the classes of the checkpoint", Path, nargs="+")
-    parser.flag("--attention", "draw where the class token looks, attention*.png", bool)
-    parser.flag("--embeddings", "save and draw the video embeddings, embeddings*.npz and .png", bool)
-    parser.flag("--out", "write results.json, predictions.csv and the pictures to this folder; by default only the "
-                "pictures, here", Path)
+    parser.flag("--attention", "with --out: draw where the class token looks, attention*.png", bool)
+    parser.flag("--embeddings", "with --out: save and draw the video embeddings, embeddings*.npz and .png", bool)
+    parser.flag("--out", "write results.json, predictions.csv, mistakes.png and other pictures to this folder", Path)
     typed = vars(parser.parse_args())
     trained = trained_with(typed.get("weights"))
     args = choose_settings(typed, saved_settings(trained, typed), PAPER, TINY)
+    if (args.attention or args.embeddings) and not args.out:
+        parser.error("--attention and --embeddings need --out, the folder for their files")
     args.before = None  # the model that the training of --weights started from
     args.before_activation = trained.get("activation")
     if args.weights:
@@ -401,6 +441,9 @@ def saved_settings(trained, typed):
         for name in ("split", "classes", "val_list", "labels"):
             if trained.get(name):
                 saved[name] = [trained[name]]
+        for path in (trained["data"], trained.get("root"), trained.get("val_list")):
+            if path and path not in data.DATASETS and not os.path.exists(path) and "root" not in typed:
+                raise UserError(f"{typed['weights']} was trained on {path}, which is not here: give --data")
     return saved
 
 
@@ -507,9 +550,10 @@ def report(runs):
             means = [statistics.harmonic_mean([base["top1"], novel["top1"]]) for base, novel in pairs]
             say(f"{model:{width}}  {'harmonic mean':13}  {mean_and_deviation(means):>12}")
     last = runs[-1]
-    say(f"\nworst of {last['classes']} classes, {last['model']}, split {last['split']}: top-1, % and number of videos")
+    say(f"\nworst of {last['classes']} classes, {last['model']}, split {last['split']}: top-1, number of videos, mistakes")
     for row in last["per_class"][:10]:
-        say(f"{row['top1']:5.1f}  {row['count']:4}  {row['class']}")
+        mistakes = ", ".join(f"{count} {name}" for name, count in row["taken_for"].items())
+        say(f"{row['top1']:5.1f} %  {row['count']:4}  {row['class']}: {mistakes or 'all right'}")
     errors = [error for run in runs for error in run["unreadable"]]
     for error in dict.fromkeys(errors):
         say(f"unreadable, counted as wrong: {error}")
@@ -525,9 +569,9 @@ def mean_and_deviation(values):
 def main():
     args = parse_args()
     device = start(args)
-    out = args.out or Path()
-    with data.disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    if args.out:
+        with data.disk_errors(args.out):
+            args.out.mkdir(parents=True, exist_ok=True)
     parts = find_videos(args)  # before weights are downloaded
     models = load_models(args, device)
     *_, model = models.values()
@@ -556,21 +600,24 @@ def main():
             else:
                 result = accuracy(scores, labels, errors, classes)
                 runs.append({"model": name, "split": split, "classes": kind, "num_classes": len(classes), **result})
-        if rank() == 0:
+        if args.out and rank() == 0:
+            clips = data.VideoDataset(samples, min(args.frames, 8), model.image_size, train=False)
+            write_predictions(samples, scores, errors, classes, args.out / f"predictions{suffix}.csv")
+            if not args.video:
+                draw_mistakes(samples, scores, errors, classes, clips, args.out / f"mistakes{suffix}.png")
             if args.embeddings:
-                save_embeddings(videos, texts, samples, errors, classes, out / f"embeddings{suffix}")
-            if args.out or (args.video and len(samples) > 1):
-                write_predictions(samples, scores, errors, classes, out / f"predictions{suffix}.csv")
+                save_embeddings(videos, texts, samples, errors, classes, args.out / f"embeddings{suffix}")
             if args.attention:
                 readable = [i for i, error in enumerate(errors) if not error]
                 for n, i in enumerate(readable[:: max(1, len(readable) // 3)][:3], 1):
                     path, label = samples[i]
                     title = classes[label if label >= 0 else scores[i].argmax()]
-                    draw_attention(models, title, path, args.frames, out / f"attention{suffix}-{n}-{path.stem}.png")
+                    video, *_ = clips[0, i]
+                    draw_attention(models, title, video[0], args.out / f"attention{suffix}-{n}-{path.stem}.png")
     if runs:
         report(runs)
         if args.out and rank() == 0:
-            data.write_json(out / "results.json", {"runs": runs, "command": sys.argv, "arguments": vars(args)})
+            data.write_json(args.out / "results.json", {"runs": runs, "command": sys.argv, "arguments": vars(args)})
 
 
 if __name__ == "__main__":

@@ -170,8 +170,7 @@ def test_a_video_is_classified_on_the_device_of_the_model(model):
 def test_attention_comes_back_from_the_device(gpu, model, monkeypatch):
     drawn = []
     monkeypatch.setattr(data, "save_grid", lambda rows, _: drawn.extend(rows))
-    monkeypatch.setattr(data, "read_video", lambda path, frames, short_side: pixels(frames, 3, 72, 80))
-    evaluate.draw_attention({"one": model, "two": model}, "red ball", "video.mp4", 3, "attention.png")
+    evaluate.draw_attention({"one": model, "two": model}, "red ball", pixels(3, 3, 64, 64), "attention.png")
     assert [title for title, _ in drawn] == ["red ball", "one", "two"]
     assert {picture.device.type for _, picture in drawn} == {"cpu"}
     with evaluate.autocast("fp16", gpu):

@@ -116,6 +116,10 @@ def test_worst_classes_are_those_of_a_plain_count():
         i = names.index(row["class"])
         assert row["count"] == (labels == i).sum()
         assert row["top1"] == pytest.approx(100 * expected[i, i] / row["count"])
+        taken_for = {names[j]: expected[i, j] for j in range(4) if j != i and expected[i, j]}
+        taken_for["unreadable"] = sum(bool(error) for error, label in zip(errors, labels) if label == i)
+        assert row["taken_for"] == taken_for
+        assert list(row["taken_for"].values()) == sorted(taken_for.values(), reverse=True)
 
 
 def test_ties_and_nan_are_wrong_and_all_but_nan_are_among_the_five_best_of_three():
@@ -216,7 +220,7 @@ def test_prompts_are_no_part_of_the_attention_picture():
 def test_attention_and_embeddings_are_drawn_and_saved(run, tuned, tmp_path):
     run("evaluate.py", "--weights", tuned, "--classes", "novel", "--embeddings", "--attention", "--out", tmp_path)
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert [name.split("-")[0] for name in pictures] == ["attention"] * 3 + ["embeddings.png"]
+    assert [name.split("-")[0] for name in pictures] == ["attention"] * 3 + ["embeddings.png", "mistakes.png"]
     assert Image.open(tmp_path / pictures[0]).size == (210 + 4 * 128, 3 * 128)  # frames, and two models
     saved = np.load(tmp_path / "embeddings.npz")
     assert saved["models"].tolist() == ["tiny", str(tuned)]
@@ -347,7 +351,8 @@ def test_the_model_before_training_has_the_activation_of_the_training(tuned, mon
     content = torch.load(tuned, weights_only=True)
     content["args"]["activation"] = content["activation"] = "gelu"
     torch.save(content, tmp_path / "gelu.pt")
-    monkeypatch.setattr("sys.argv", ["evaluate.py", "--attention", "--weights", str(tmp_path / "gelu.pt")])
+    arguments = ["--attention", "--out", str(tmp_path), "--weights", str(tmp_path / "gelu.pt")]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *arguments])
     models = evaluate.load_models(evaluate.parse_args(), torch.device("cpu"))
     assert [model.activation for model in models.values()] == ["gelu", "gelu"]
 
