@@ -38,7 +38,7 @@ PAPER = train.PAPER | dict(
 )
 # The tiny model sees a frame as 17 tokens, not 197. It reads letters: nine text prompts can be "a photo of a".
 TINY = PAPER | dict(
-    ctx=[1, 9], depth=[3, 3], shots=2, frames=8, augment="crop",
+    ctx=[1, 9], depth=[3, 3], frames=8, augment="crop",
     batch_size=8, epochs=20, warmup_epochs=2, micro_batch=32,
 )
 

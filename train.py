@@ -164,7 +164,7 @@ def train(args, model, state, samples, val_loader):
         state.unreadable += errors
         log(args.out, step=state.step, epoch=state.step / steps_per_epoch, loss=loss, lr=lr, gradient_norm=norm,
             skipped=not finite, videos_per_second=speed, data_wait=wait, unreadable=sorted(errors))
-        bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {speed:.0f} videos/s, data wait {wait:.0%}")
+        bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {speed:.2f} videos/s, data wait {wait:.0%}")
         bar.update()
         evaluate.check_unreadable(state.unreadable, state.step * args.batch_size, MAX_UNREADABLE)
 
@@ -187,15 +187,19 @@ def validate(args, model, state, loader):
     with evaluate.autocast(args.amp, model.logit_scale.device):
         results = evaluate.evaluate(model, loader, evaluate.class_tokens(model, state.classes), MAX_UNREADABLE)
     epoch = len(state.validations)
-    note = f"   (prompt {model.template!r})" if epoch == 0 else ""
+    note = f"   prompt {model.template!r}"
+    if epoch:
+        losses = state.losses[-(state.step // epoch) :]
+        note = f"   training loss {sum(losses) / len(losses):.3f}"
     say_accuracy(f"epoch {epoch:2} of {args.epochs}", results, state.classes, note)
-    log(args.out, step=state.step, epoch=epoch, **results)
+    results["epoch"] = epoch
+    log(args.out, step=state.step, **results)
     state.validations.append(results)
 
 
 def say_accuracy(title, result, classes, note=""):
     top5 = f"   top-5 {result['top5']:5.1f} %" if len(classes) > 5 else ""
-    say(f"{title:14}   top-1 {result['top1']:5.1f} %{top5}{note}")
+    say(f"{title:15}   top-1 {result['top1']:5.1f} %{top5}{note}")
 
 
 # ---- What a run leaves ----------------------------------------------------------------------------------------------
@@ -215,7 +219,8 @@ def open_run(args, device, samples, classes):
         content = torch.load(last, map_location="cpu", weights_only=True)
         if content["videos"] != state.videos or content["classes"] != classes:
             raise UserError(f"{last} was trained on other data: {content['videos']} videos of "
-                            f"{len(content['classes'])} classes, not these {state.videos} of {len(classes)}")
+                            f"{len(content['classes'])} classes, not these {state.videos} of {len(classes)}; to go on "
+                            f"with these, start a new run with --weights {args.out / 'best.pt'}")
         for name in vars(state):
             setattr(state, name, content[name])
     torch.manual_seed(args.seed)  # for layers that are added to the model
@@ -236,6 +241,8 @@ def open_run(args, device, samples, classes):
     if resumed:
         log(args.out, resumed=state.step)  # ends a line that was cut off
         say(f"resuming after step {state.step}")
+        if len(state.validations) > args.epochs:
+            say(f"this run is finished; to train further, start a new one with --weights {args.out / 'best.pt'}")
     return model, state
 
 
@@ -310,6 +317,7 @@ def describe(args, model, state):
     frozen = {name.split(".")[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}
     weights = evaluate.relative(args.weights or args.model)
     videos = evaluate.relative(args.train_list or args.data)
+    steps, left_out = divmod(state.videos, args.batch_size)
     prompt = f"prompt {model.template!r}"
     if model.activation != "quick_gelu":
         prompt += f", activation {model.activation}"
@@ -319,7 +327,8 @@ frozen     {', '.join(sorted(frozen))}
 data       {videos}, split {args.split}, {args.classes} classes: {len(state.classes)}
 videos     {state.videos} to train, {state.validations[0]["count"]} to validate; {args.frames} frames, \
 {model.image_size} pixels
-training   {args.epochs} epochs, {args.batch_size} videos a batch, learning rate {args.lr:g}, --augment {args.augment}
+training   {args.epochs} epochs of {steps} steps of {args.batch_size} videos, {left_out} left out of each; learning \
+rate {args.lr:g}, --augment {args.augment}
 machine    {args.world} x {model.logit_scale.device.type}, {args.micro_batch} videos at once, --amp {args.amp}
 results    {args.out}""")
 
@@ -336,18 +345,20 @@ def resumable(args):
 
 
 def report(args, state):
-    """Prints the result: the accuracy before training and that of the best epoch."""
-    before = state.validations[0]
-    best = max(reversed(state.validations[1:]), key=lambda result: result["top1"])
+    """Prints the accuracy before training, after the best epoch and after the last one."""
+    before, *_, last = state.validations
+    best = max(reversed(state.validations[1:]), key=lambda result: result["top1"])  # the last of equally good ones
     for error in sorted({*state.unreadable, *best["unreadable"]}):
         say(f"unreadable {error}")
-    title = "prompts" if args.tune == "prompts" else "fine-tuned"
     say()
-    say_accuracy("before", before, state.classes)
-    say_accuracy(title, best, state.classes)
+    say_accuracy("before training", before, state.classes)
+    say_accuracy(f"best: epoch {best['epoch']}", best, state.classes)
+    say_accuracy(f"last: epoch {last['epoch']}", last, state.classes)
+    if best["top1"] <= before["top1"]:
+        say("no epoch is better than before training")
     minutes, seconds = divmod(round(state.seconds), 60)
     speed = state.step * args.batch_size / state.seconds
-    say(f"{minutes} min {seconds} s of training, {speed:.0f} videos/s\nthe best model is {args.out / 'best.pt'}")
+    say(f"{minutes} min {seconds} s of training, {speed:.2f} videos/s\nthe best model is {args.out / 'best.pt'}")
 
 
 # ---- Command line ---------------------------------------------------------------------------------------------------
@@ -390,7 +401,8 @@ def parse_args(parser):
         for name in typed.keys() - MAY_CHANGE:
             if typed[name] != saved[name]:
                 flag = f"--{name.replace('_', '-')}"
-                parser.error(f"--resume cannot change {flag}: {folder} has {saved[name]!r}, not {typed[name]!r}")
+                parser.error(f"--resume cannot change {flag}: {folder} has {saved[name]!r}, not {typed[name]!r}; to go "
+                             f"on with other settings, start a new run with --weights {folder / 'best.pt'}")
     elif trained := evaluate.trained_with(typed.get("weights")):
         saved = {"model": trained.get("model")}
     args = evaluate.choose_settings(typed, saved, parser.paper, parser.tiny)

@@ -1,0 +1,138 @@
+"""From a run to a decision: what the end of training says, which videos are wrong, how to go on."""
+import csv
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from conftest import read_log, read_results
+from PIL import Image
+
+import clip
+import data
+import evaluate
+
+SHORT = ("--model", "tiny", "--frames", "2", "--workers", "0")
+EPOCH = ("train.py", "--data", "own", *SHORT, "--batch-size", "4", "--epochs", "1", "--warmup-epochs", "0")
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The current folder, with own videos of three classes: 5 of each to train and 4 to validate, under own/."""
+    monkeypatch.chdir(tmp_path)
+    for half, number in (("train", 5), ("val", 4)):
+        samples, names = data.load_samples("toy", train=half == "train")
+        for label in (0, 6, 12):
+            folder = tmp_path / "own" / half / names[label]
+            folder.mkdir(parents=True)
+            for path in [path for path, of in samples if of == label][:number]:
+                shutil.copy(path, folder)
+    return tmp_path
+
+
+def test_the_end_of_a_run_gives_the_best_and_the_last_epoch(own, run):
+    out = run("train.py", "--data", "own", *SHORT, "--batch-size", "4", "--epochs", "3", "--lr", "0.02", "--out", "run")
+    assert "3 epochs of 3 steps of 4 videos, 3 left out of each" in out
+    steps, (before, *epochs) = read_log(own / "run")
+    assert [result["epoch"] for result in epochs] == [1, 2, 3]
+    best = max(reversed(epochs), key=lambda result: result["top1"])
+    for epoch, result in enumerate(epochs, 1):
+        loss = sum(step["loss"] for step in steps[3 * epoch - 3 : 3 * epoch]) / 3
+        line = rf"^epoch +{epoch} of 3 +top-1 +{result['top1']:.1f} % +training loss {loss:.3f}$"
+        assert re.search(line, out, re.MULTILINE)
+    end = out[out.rindex("\nbefore training") :]
+    rows = {"before training": before, f"best: epoch {best['epoch']}": best, "last: epoch 3": epochs[2]}
+    for title, result in rows.items():
+        assert re.search(rf"^{title} +top-1 +{result['top1']:.1f} %$", end, re.MULTILINE)
+    assert "top-5" not in out  # of three classes
+    assert float(re.search(r"([0-9.]+) videos/s", end)[1]) > 0
+
+
+def test_a_run_that_improves_nothing_says_so_and_is_finished(own, run):
+    out = run(*EPOCH, "--lr", "0", "--template", "{}", "--out", "run")
+    assert "no epoch is better than before training" in out
+    out = run("train.py", "--resume", "run")
+    assert "this run is finished; to train further, start a new one with --weights run/best.pt" in out
+
+
+@pytest.mark.parametrize("change", [("--epochs", "9"), ("--data", "more")])
+def test_a_refused_resume_tells_how_to_go_on(change, own, run, call):
+    run(*EPOCH, "--out", "run")
+    shutil.copytree("own", "more")
+    for path in (own / "more").rglob("*c01.avi"):
+        shutil.copy(path, path.with_name("another.avi"))
+    shutil.copytree("more/train/blue cone blinking", "more/train/new class")
+    status, _, errors = call("train.py", "--resume", "run", *change)
+    assert status in (1, 2)
+    assert "start a new run with --weights run/best.pt" in errors
+    run("train.py", "--data", "more", "--weights", "run/best.pt", "--workers", "0", "--frames", "2", "--batch-size",
+        "4", "--epochs", "1", "--warmup-epochs", "0")
+    assert clip.load("runs/more/best.pt").classes == sorted([*clip.load("run/best.pt").classes, "new class"])
+
+
+def test_mistakes_are_drawn_with_the_most_confident_first(run, tmp_path, monkeypatch):
+    drawn = []
+    save_grid = data.save_grid
+    monkeypatch.setattr(data, "save_grid", lambda rows, path: (drawn.append(rows), save_grid(rows, path)))
+    run("evaluate.py", "--classes", "novel", *SHORT, "--out", tmp_path)
+    with open(tmp_path / "predictions.csv", newline="", encoding="utf-8") as file:
+        wrong = [row for row in csv.DictReader(file) if row["prediction"] != row["class"]]
+    wrong.sort(key=lambda row: -float(row["probability"]))
+    (rows,) = drawn
+    assert len(rows) == 10
+    for (title, frames), row in zip(rows, wrong):
+        name = row["video"].split("/")[-1]
+        probability = f"{100 * float(row['probability']):.1f}%"
+        assert title == f"{name}: {row['class']} taken for {row['prediction']}, {probability}"
+        assert torch.equal(frames, data.center_crop(data.read_video(row["video"], 2, short_side=73), 64))
+    assert Image.open(tmp_path / "mistakes.png").size == (210 + 2 * 128, 10 * 128)
+
+
+def test_nothing_is_written_without_a_folder(own, run, call):
+    run("evaluate.py", "--video", "own", "--labels", "one, two", *SHORT)
+    run("evaluate.py", "--data", "own", *SHORT)
+    for flag in ("--attention", "--embeddings"):
+        status, _, errors = call("evaluate.py", "--data", "own", *SHORT, flag)
+        assert (status, "--out" in errors) == (2, True)
+    assert [path.name for path in own.iterdir()] == ["own"]
+
+
+def test_a_checkpoint_of_another_machine_tells_that_its_data_is_not_here(own, run, call):
+    run(*EPOCH, "--out", "run")
+    (own / "own").rename(own / "moved")
+    status, _, errors = call("evaluate.py", "--weights", "run/best.pt")
+    assert (status, errors.count("\n")) == (1, 1)
+    assert f"run/best.pt was trained on {own / 'own'}, which is not here: give --data" in errors
+    run("evaluate.py", "--weights", "run/best.pt", "--data", "moved", "--workers", "0", "--out", "results")
+    assert read_results(own / "results")["count"] == 12
+
+
+def test_prompts_are_learned_from_all_videos_of_a_folder(own, run):
+    run("prompt.py", *EPOCH[1:], "--out", "run")
+    assert json.loads((own / "run" / "args.json").read_text())["shots"] is None
+    assert torch.load("run/last.pt", weights_only=True)["videos"] == 15
+
+
+def test_class_names_are_encoded_once_for_many_videos(own):
+    model = clip.load("tiny")
+    model.template = "a video of a {}."
+    names = ["blue cone blinking", "red ball bouncing"]
+    calls = []
+    model.transformer.register_forward_hook(lambda *_: calls.append(1))
+    labels = evaluate.encode_labels(model, names)
+    video = data.read_video(next((own / "own").rglob("*.avi")), 4)
+    answers = [evaluate.classify(model, video, labels), evaluate.classify(model, video, labels)]
+    assert len(calls) == 1
+    assert answers == [evaluate.classify(model, video, names)] * 2
+    assert len(calls) == 2
+
+
+def test_an_evaluation_encodes_the_class_names_once():
+    model = clip.load("tiny")
+    samples, names = data.load_samples("toy", classes="novel")
+    calls = []
+    model.transformer.register_forward_hook(lambda *_: calls.append(1))
+    loader = evaluate.evaluation_loader(samples[:6], 1, 64, batch_size=2, workers=0)
+    evaluate.evaluate(model, loader, evaluate.class_tokens(model, names))
+    assert len(calls) == 1
