@@ -162,7 +162,7 @@ class Transformer(nn.Module):
         `start`. Before block i, 0 < i < depth, prompts[i] replaces them (section 3.2; VPT, arXiv 2203.12119)."""
         for i, block in enumerate(self.resblocks):
             if prompts is not None and 0 < i < len(prompts):
-                x[:, start : start + prompts.shape[1]] = prompts[i]
+                x[:, start : start + prompts.shape[1]] = prompts[i].expand(x.shape[0], -1, -1)
             if self.checkpointing:
                 x = checkpoint(block, x, self.causal, use_reentrant=False)
             else:
@@ -186,11 +186,11 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images, prompts=None):  # [N, 3, S, S], [depth, n_ctx, width] -> [N, D]
         x = self.conv1(images).flatten(2).transpose(1, 2)  # [N, patches, width]
-        class_token = self.class_embedding.expand(len(x), 1, -1)
+        class_token = self.class_embedding.expand(x.shape[0], 1, -1)
         x = torch.cat([class_token, x], dim=1) + self.positional_embedding
         start = x.shape[1]
         if prompts is not None:  # [class | patches | P_v], the prompts without position embeddings
-            x = torch.cat([x, prompts[0].expand(len(x), -1, -1)], dim=1)
+            x = torch.cat([x, prompts[0].expand(x.shape[0], -1, -1)], dim=1)
         x = self.transformer(self.ln_pre(x), prompts, start)
         return self.ln_post(x[:, 0]) @ self.proj
 
@@ -243,7 +243,7 @@ class CLIP(nn.Module):
             raise ValueError(f"expected images [N, 3, S, S] with S = {self.image_size}, got {list(images.shape)}")
         if images.dtype == torch.uint8:
             images = self.normalize(images)
-        elif not self.training and images.abs().max() > 10:  # the check would slow training down
+        elif not self.training and not torch.compiler.is_exporting() and images.abs().max() > 10:  # slow in training
             raise ValueError("floating images must be normalised; raw pixels must be uint8")
         return self.visual(images, self.visual_prompts)
 
@@ -263,12 +263,12 @@ class CLIP(nn.Module):
         end = tokens.argmax(dim=-1)  # the end token has the highest id of the vocabulary
         if self.text_prompts is not None:  # [start | P_t | name | end], the prompts with position embeddings
             start, rest = x[:, :1], x[:, 1:]
-            prompts = self.text_prompts[0].expand(len(x), -1, -1)
+            prompts = self.text_prompts[0].expand(x.shape[0], -1, -1)
             x = torch.cat([start, prompts, rest], dim=1)
             end = end + prompts.shape[1]
         x = x + self.positional_embedding[: x.shape[1]]
         x = self.ln_final(self.transformer(x, self.text_prompts, start=1))
-        rows = torch.arange(len(x), device=x.device)
+        rows = torch.arange(x.shape[0], device=x.device)
         return x[rows, end] @ self.text_projection
 
     def logits(self, images, texts):

@@ -3,6 +3,7 @@ import csv
 import json
 import re
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -136,3 +137,32 @@ def test_an_evaluation_encodes_the_class_names_once():
     loader = evaluate.evaluation_loader(samples[:6], 1, 64, batch_size=2, workers=0)
     evaluate.evaluate(model, loader, evaluate.class_tokens(model, names))
     assert len(calls) == 1
+
+
+class Videos(torch.nn.Module):
+    """What a service exports: `encode_video` as the forward of a module."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, video):
+        return self.model.encode_video(video)
+
+
+@pytest.mark.parametrize("prompts", [False, True])
+@pytest.mark.parametrize("raw", [True, False])
+def test_an_exported_model_takes_any_number_of_videos(raw, prompts):
+    """By torch.export, which ONNX exports start from, and by tracing, as those of older PyTorch do."""
+    model = clip.load("tiny")
+    if prompts:
+        model.set_prompts(torch.randn(2, 3, 128), None)
+    video = torch.randint(256, (2, 3, 3, 64, 64), dtype=torch.uint8)
+    video = video if raw else model.normalize(video)
+    module = Videos(model).eval()
+    exported = torch.export.export(module, (video,), dynamic_shapes=({0: torch.export.Dim("B")},)).module()
+    with warnings.catch_warnings(action="ignore"):  # tracing is deprecated, and warns of the checks of shapes
+        traced = torch.jit.trace(module, (video,))
+    for batch in (video[:1], torch.cat([video, video[:1]])):
+        torch.testing.assert_close(exported(batch), module(batch))
+        torch.testing.assert_close(traced(batch), module(batch))
