@@ -505,20 +505,28 @@ HUGGING_FACE_NAMES = {
 }
 
 
-def from_hugging_face(state):
-    """The state dict of a Hugging Face CLIPModel in OpenAI's names and layout."""
+def hugging_face_parts(state):
+    """The tensors of a Hugging Face CLIPModel by OpenAI's names and in OpenAI's layout: {name: [tensor]}, or [q, k, v]
+    where OpenAI's models have one tensor for the three. They are views: writing to them changes the CLIPModel."""
     ours = {}
     for name, value in state.items():
         for theirs, openai in HUGGING_FACE_NAMES.items():
             name = name.replace(theirs, openai)
         if name in ("visual.proj", "text_projection"):
             value = value.T
-        ours[name] = value
+        ours[name] = [value]
     for name in list(ours):
-        if ".q_proj." not in name:  # OpenAI's have one matrix for q, k and v
-            continue
-        parts = [ours.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
-        ours[name.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+        if ".q_proj." in name:
+            parts = [ours.pop(name.replace(".q_proj.", f".{part}_proj."))[0] for part in "qkv"]
+            ours[name.replace("q_proj.", "in_proj_")] = parts
+    return ours
+
+
+def from_hugging_face(state):
+    """The state dict of a Hugging Face CLIPModel in OpenAI's names and layout."""
+    ours = {}
+    for name, parts in hugging_face_parts(state).items():
+        ours[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
     return ours
 
 

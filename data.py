@@ -462,8 +462,10 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
     for file in (video_list, labels):
         if file and not os.path.isfile(file):
             raise UserError(f"{file}: there is no such file")
-    if video_list:
+    if video_list and labels:
         rows, names = read_list(video_list, labels)
+    elif video_list:
+        rows, names = read_table(video_list, root)
     else:
         rows, names = read_dataset(dataset, root, split, train)
     new_names = names
@@ -825,20 +827,26 @@ HEADING = re.compile(r"\w*(id|folder|file|filename|path|video|label)\W+(name|lab
 
 
 def read_list(path, labels):
-    """Rows and class names of a list of videos: lines of "path label" or "path frames label", as other projects have
-    them, with the names of the numbers in `labels`; or a table of file,label, with names as labels."""
-    pattern, form = f"{CELL}[,;\t]{CELL}", "'file,label', the label a name; numbers need --labels"
-    names = {}
-    if labels:
-        pattern, form = NUMBERED, "'path label', the label a number"
-        names = read_names(labels)
+    """Rows and class names of a list of videos as other projects have them: lines of "path label" or "path frames
+    label". The numbers are those of the names in the file `labels`."""
+    names = read_names(labels)
     rows = []
-    for where, (video, label) in read_lines(path, pattern, form):
-        if labels and int(label) not in names:
+    for where, (video, label) in read_lines(path, NUMBERED, "'path label', the label a number"):
+        if int(label) not in names:
             raise UserError(f"{where}: {labels} has no class for the label {label}")
-        without_frames = re.sub(r"[\s,;]+[1-9][0-9]*$", "", video)  # of "path frames label"
-        rows.append(((video, without_frames), names[int(label)] if labels else label))
-    return rows, list(names.values()) or sorted({label for _, label in rows})
+        without_frames = re.sub(r"[\s,;]+[1-9][0-9]*$", "", video)
+        rows.append(((video, without_frames), names[int(label)]))
+    return rows, list(names.values())
+
+
+def read_table(path, root):
+    """Rows and class names of a table of file,label. The label is a name."""
+    form = "'file,label', the label a name; numbers need --labels"
+    rows = [((video,), label) for _, (video, label) in read_lines(path, f"{CELL}[,;\t]{CELL}", form)]
+    for (video,), _ in rows[:1]:
+        if not video.lower().endswith(VIDEO_FILES) and not Path(root, video).exists():
+            del rows[0]  # a heading, in whatever language
+    return rows, sorted({label for _, label in rows})
 
 
 def read_names(path):

@@ -550,7 +550,8 @@ def report(runs):
             means = [statistics.harmonic_mean([base["top1"], novel["top1"]]) for base, novel in pairs]
             say(f"{model:{width}}  {'harmonic mean':13}  {mean_and_deviation(means):>12}")
     last = runs[-1]
-    say(f"\nworst of {last['classes']} classes, {last['model']}, split {last['split']}: top-1, videos, taken for")
+    split = relative(str(last["split"]))
+    say(f"\nworst of {last['classes']} classes, {last['model']}, split {split}: top-1, number of videos, taken for")
     for row in last["per_class"][:10]:
         mistakes = ", ".join(f"{count} {name}" for name, count in row["taken_for"].items())
         say(f"{row['top1']:5.1f} %  {row['count']:4}  {row['class']}: {mistakes or 'all right'}")

@@ -63,7 +63,7 @@ def only_line(name, errors):
     (["evaluate.py", "--video", "x.mp4"], 2, "--video needs --labels"),
     (["evaluate.py", "--video", "x", "--labels", "a", "--model", "tiny"], 1, "x: there is no such file"),
     (["evaluate.py", "--video", "{empty}", "--labels", "a", "--model", "tiny"], 1, "empty contains no video"),
-    (["evaluate.py", "--video", "x.mp4", "--labels", "a", "--embeddings"], 2, "--video cannot be combined with"),
+    (["evaluate.py", "--video", "x.mp4", "--labels", "a", "--embeddings", "--out", "x"], 2, "--video cannot be"),
     (["prompt.py", "--ctx", "0", "0"], 2, "nothing to train: --ctx 0 0"),
     (["prompt.py", "--ctx", "1", "70", "--frames", "1", "--out", "{}"], 1, "tokens; the model reads 7: "),
     (["prompt.py", "--depth", "9", "3", "--frames", "1", "--out", "{}"], 1, "--depth [9, 3]: the encoders have [3, 3]"),

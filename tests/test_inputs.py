@@ -77,8 +77,8 @@ def test_a_folder_of_videos_and_photos_is_its_videos(put, here, run):
     put("own/a.mkv", "own/deeper/b.mkv")
     for name in ("photo.JPG", "deeper/1.png", "deeper/2.png"):
         draw(here / "own" / name)
-    out = run("evaluate.py", "--video", "own", "--labels", "a,b", *SMALL)
-    rows = csv.reader((here / "predictions.csv").read_text().splitlines())
+    out = run("evaluate.py", "--video", "own", "--labels", "a,b", *SMALL, "--out", "out")
+    rows = csv.reader((here / "out/predictions.csv").read_text().splitlines())
     assert [row[0] for row in rows] == ["video", "own/a.mkv", "own/deeper/b.mkv"]
     assert re.search(r"own: skipped 3 files that are not videos, such as .*\.(JPG|png)", out)
 
@@ -463,7 +463,7 @@ def test_a_run_goes_on_where_its_data_moved(kind, place, put, here, run, call, m
 
 @pytest.mark.parametrize("arguments", [
     ["data.py", "own"], ["evaluate.py", "--data", "own", "--attention", "--out", "out", *SMALL],
-    ["evaluate.py", "--video", "own", "--labels", "a,b", *SMALL],
+    ["evaluate.py", "--video", "own", "--labels", "a,b", "--out", "out", *SMALL],
     ["train.py", "--data", "own", *TRAINING, "--out", "run"]])
 def test_names_that_are_not_utf8_break_nothing(arguments, put, here, run):
     """Of videos, of one that cannot be read, and of a class; and other names that are hard to print."""
@@ -478,7 +478,7 @@ def test_names_that_are_not_utf8_break_nothing(arguments, put, here, run):
     write(here / bad)
     assert "\\udcfe.mkv" in run(*arguments)
     if "--video" in arguments:
-        with open("predictions.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with open("out/predictions.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = {row[0]: row[2] for row in csv.reader(file)}
         assert rows.keys() == {"video", *files, bad}
         assert all(rows[name] in ("a", "b") for name in files)
@@ -563,3 +563,15 @@ def test_weights_are_refused_where_heads_are_not_64_wide(vision, text, accepted,
     else:
         with pytest.raises(clip.InputError, match=f"{vision}[^\n]*heads[^\n]*64"):
             clip.load("x.pt")
+
+
+@pytest.mark.parametrize("heading", ["", "file,label\n", "Datei;Tätigkeit\r\n", "\ufeff名前,クラス\n"])
+def test_a_table_of_a_spreadsheet_may_have_a_heading_in_any_language(heading, put, here):
+    """Its first video may be a folder of frames, or be missing."""
+    put("clip/1.jpg", "b.mkv")
+    write(here / "table.csv", f"{heading}clip;Fräsen\nb.mkv;Drehen\n")
+    samples, names = data.load_samples(None, here, video_list=here / "table.csv")
+    assert (found(samples, here), names) == ([("clip", 1), ("b.mkv", 0)], ["Drehen", "Fräsen"])
+    write(here / "table.csv", f"{heading}gone.mkv;Fräsen\nb.mkv;Drehen\n")
+    samples, names = data.load_samples(None, here, video_list=here / "table.csv")
+    assert (found(samples, here), names) == ([("gone.mkv", 1), ("b.mkv", 0)], ["Drehen", "Fräsen"])
