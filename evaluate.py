@@ -443,7 +443,7 @@ def saved_settings(trained, typed):
                 saved[name] = [trained[name]]
         for path in (trained["data"], trained.get("root"), trained.get("val_list")):
             if path and path not in data.DATASETS and not os.path.exists(path) and "root" not in typed:
-                raise UserError(f"{typed['weights']} was trained on {path}, which is not here: give --data")
+                raise UserError(f"{typed['weights']} was trained on {path}, which is not here: give --data or --root")
     return saved
 
 

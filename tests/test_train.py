@@ -223,7 +223,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, call, home, tmp_path):
 
 def test_two_runs_at_once_get_two_folders(home, tmp_path):
     """Without --out, and on the same data."""
-    command = [sys.executable, PROJECT / "train.py", *SHORT, "--epochs", "1", "--workers", "0"]
+    command = [sys.executable, PROJECT / "train.py", *SHORT, "--epochs", "1", "--workers", "0", "--frames", "1"]
     environment = {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1"}
     runs = [subprocess.Popen(command, cwd=tmp_path, env=environment) for _ in range(2)]
     assert [process.wait(timeout=300) for process in runs] == [0, 0]
