@@ -9,7 +9,7 @@ import textwrap
 import open_clip
 import pytest
 import torch
-from conftest import PROJECT, distance, numbered_frames, write_video
+from conftest import PROJECT, distance, numbered_frames, read_log, write_video
 
 import clip
 
@@ -103,6 +103,20 @@ def test_the_python_of_the_readme(stand_ins, capsys):
     assert "red ball bouncing" in answer
     assert len(parts) == 36
     assert re.fullmatch(r"tensor\(\[ *-?0\.[0-9]+, +-?0\.[0-9]+\]\)", cosines)
+
+
+def test_the_table_of_runs_of_the_readme(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for seed in ("1", "2"):
+        run("train.py", "--classes", "novel", "--shots", "1", "--frames", "1", "--batch-size", "4", "--epochs", "2",
+            "--warmup-epochs", "0", "--workers", "0", "--seed", seed)
+    (tmp_path / "runs" / "toy" / "best.pt").unlink()
+    exec(snippet("import json, pathlib"), {})
+    rows = capsys.readouterr().out.splitlines()
+    for row, name, seed in zip(rows, ("toy", "toy-2"), (1, 2), strict=True):
+        _, (before, *epochs) = read_log(tmp_path / "runs" / name)
+        before, *top1 = [round(result["top1"], 1) for result in (before, *epochs)]
+        assert row == f"{name} {seed} 0.0008 [{before}] {max(top1)} [{top1[-1]}]"
 
 
 def test_weights_go_on_in_other_libraries(stand_ins, monkeypatch):
