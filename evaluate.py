@@ -211,27 +211,33 @@ def attention(model, images):
     return patches.unflatten(-1, (grid, grid)).float().cpu()
 
 
-def draw_attention(models, title, video, path):
-    """Draws a video uint8 [T, 3, S, S], and once more for each of {name: CLIP}, dark where the model does not look."""
-    rows = [(title, video)]
-    for name, model in models.items():
-        light = attention(model, video.to(model.logit_scale.device))[:, None]
-        light = F.interpolate(light, video.shape[-2:], mode="bicubic").clamp(0, 1)
-        rows.append((name, (video * (0.15 + 0.85 * light)).byte()))
-    data.save_grid(rows, path)
+def draw_attention(models, scores, errors, classes, clips, path):
+    """Draws three videos of the data set `clips`, and once more for each of {name: CLIP}, dark where the model does not
+    look: `path`-1-FILE.png and so on."""
+    readable = [i for i, error in enumerate(errors) if not error]
+    for number, i in enumerate(readable[:: max(1, len(readable) // 3)][:3], 1):
+        file, label = clips.samples[i]
+        title = classes[label if label >= 0 else scores[i].argmax()]
+        [video], *_ = clips[0, i]  # one view, uint8 [T, 3, S, S]
+        rows = [(title, video)]
+        for name, model in models.items():
+            light = attention(model, video.to(model.logit_scale.device))[:, None]
+            light = F.interpolate(light, video.shape[-2:], mode="bicubic").clamp(0, 1)
+            rows.append((name, (video * (0.15 + 0.85 * light)).byte()))
+        data.save_grid(rows, path.with_name(f"{path.name}-{number}-{file.stem}.png"))
 
 
-def draw_mistakes(samples, scores, errors, classes, clips, path):
-    """Draws the ten most confident mistakes: the file, its class, the one that it was taken for, and frames. `clips` is
-    a data set of these samples with one view."""
+def draw_mistakes(scores, errors, classes, clips, path):
+    """Draws the ten most confident mistakes in the data set `clips`: the file, its class, the one that it was taken
+    for, and its frames."""
     probabilities, predictions = scores.softmax(dim=-1).max(dim=-1)
     rows = []
     for i in probabilities.argsort(descending=True).tolist():
-        file, label = samples[i]
+        file, label = clips.samples[i]
         if predictions[i] != label and not errors[i] and len(rows) < 10:
-            video, *_ = clips[0, i]
+            [video], *_ = clips[0, i]
             taken_for = f"{classes[predictions[i]]}, {probabilities[i]:.1%}"
-            rows.append((f"{file.name}: {classes[label]} taken for {taken_for}", video[0]))
+            rows.append((f"{file.name}: {classes[label]} taken for {taken_for}", video))
     if rows:
         data.save_grid(rows, path)
 
@@ -602,19 +608,14 @@ def main():
                 result = accuracy(scores, labels, errors, classes)
                 runs.append({"model": name, "split": split, "classes": kind, "num_classes": len(classes), **result})
         if args.out and rank() == 0:
-            clips = data.VideoDataset(samples, min(args.frames, 8), model.image_size, train=False)
+            clips = data.VideoDataset(samples, min(args.frames, 8), model.image_size, train=False)  # for pictures
             write_predictions(samples, scores, errors, classes, args.out / f"predictions{suffix}.csv")
             if not args.video:
-                draw_mistakes(samples, scores, errors, classes, clips, args.out / f"mistakes{suffix}.png")
+                draw_mistakes(scores, errors, classes, clips, args.out / f"mistakes{suffix}.png")
             if args.embeddings:
                 save_embeddings(videos, texts, samples, errors, classes, args.out / f"embeddings{suffix}")
             if args.attention:
-                readable = [i for i, error in enumerate(errors) if not error]
-                for n, i in enumerate(readable[:: max(1, len(readable) // 3)][:3], 1):
-                    path, label = samples[i]
-                    title = classes[label if label >= 0 else scores[i].argmax()]
-                    video, *_ = clips[0, i]
-                    draw_attention(models, title, video[0], args.out / f"attention{suffix}-{n}-{path.stem}.png")
+                draw_attention(models, scores, errors, classes, clips, args.out / f"attention{suffix}")
     if runs:
         report(runs)
         if args.out and rank() == 0:

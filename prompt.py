@@ -13,7 +13,7 @@ trained, and the loss is that of train.py:
 
 So few parameters need few videos. The prompts belong to no class, so classes without videos benefit too.
 
-    python prompt.py                                                          the toy, prompts for the tiny CLIP
+    python prompt.py --shots 2                                                the toy, prompts for the tiny CLIP
     python prompt.py --data hmdb51 --shots 4 --weights runs/k400/best.pt      few shots, the default recipe
     python prompt.py --data hmdb51 --classes base --shots 16 --ctx 16 16 --depth 9 9 --lr 4e-2 --epochs 11 \\
       --weights runs/k400/best.pt                                             base to novel

@@ -2,6 +2,7 @@
 import copy
 import types
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -170,7 +171,9 @@ def test_a_video_is_classified_on_the_device_of_the_model(model):
 def test_attention_comes_back_from_the_device(gpu, model, monkeypatch):
     drawn = []
     monkeypatch.setattr(data, "save_grid", lambda rows, _: drawn.extend(rows))
-    evaluate.draw_attention({"one": model, "two": model}, "red ball", pixels(3, 3, 64, 64), "attention.png")
+    monkeypatch.setattr(data, "read_video", lambda path, frames, rng, short_side: pixels(frames, 3, 72, 80))
+    clips = data.VideoDataset([(Path("video.mp4"), 1)], 3, 64, train=False)
+    evaluate.draw_attention({"one": model, "two": model}, None, [""], ["blue", "red ball"], clips, Path("attention"))
     assert [title for title, _ in drawn] == ["red ball", "one", "two"]
     assert {picture.device.type for _, picture in drawn} == {"cpu"}
     with evaluate.autocast("fp16", gpu):
