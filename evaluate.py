@@ -347,6 +347,8 @@ def start(args):
     """Joins the processes that torchrun started, or starts torchrun if --gpus is above 1. Returns the device."""
     launched = dist.is_torchelastic_launched()
     if args.gpus > 1 and not launched:
+        if (args.weights or args.model) in clip.MODELS:
+            clip.load(args.weights or args.model)  # downloads once what all processes need
         sys.exit(run_torchrun(args.gpus))
     device = torch.device("cpu")
     backends = "cpu:gloo"

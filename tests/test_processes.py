@@ -5,7 +5,11 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import PROJECT, without_leaks
+
+import clip
+import evaluate
 
 SHORT = "--gpus 0 --classes novel --shots 2 --frames 1 --epochs 1 --batch-size 16 --workers 0 --out run"
 # Runs train.py in two processes as `--gpus 2` does. In those of some ranks, a function fails.
@@ -52,3 +56,14 @@ def test_a_mistake_in_the_code_shows_its_traceback(tmp_path):
     assert status == 1
     assert errors.count("Traceback") == errors.count("KeyError: 'mistake'") == 1
     assert seconds < 60
+
+
+@pytest.mark.parametrize("name", ["train.py", "prompt.py", "evaluate.py"])
+def test_weights_are_downloaded_before_the_processes_start(name, call, monkeypatch):
+    """Or each of them would download the same file."""
+    done = []
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(clip, "load", done.append)
+    monkeypatch.setattr(evaluate, "run_torchrun", lambda processes: done.append(processes) or 0)
+    status, _, errors = call(name, "--data", "ucf101", "--model", "ViT-B/32", "--gpus", "2", "--amp", "off")
+    assert (status, errors, done) == (0, "", ["ViT-B/32", 2])
