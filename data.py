@@ -260,33 +260,33 @@ CROP_SHAPES = [(a, b) for i, a in enumerate(CROP_SCALES) for b in CROP_SCALES[ma
 CROP_PLACES = [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)]  # four corners and the centre
 
 
+def crop(video, height, width, down, right, size):
+    """Cuts out height x width pixels: at the top for down = 0, at the bottom for down = 1, in the same way from left to
+    right. uint8 [T, 3, h, w] -> [T, 3, S, S]."""
+    h, w = video.shape[-2:]
+    top, left = int((h - height) * down), int((w - width) * right)
+    return resized_crop(video, top, left, height, width, [size, size])
+
+
 def center_crop(video, size):
     """The test crop: the central 224 x 224 of a short side of 256. uint8 [T, 3, h, w] -> [T, 3, S, S]."""
-    h, w = video.shape[-2:]
-    side = round(min(h, w) / SHORT_SIDE)
-    return resized_crop(video, (h - side) // 2, (w - side) // 2, side, side, [size, size])
+    side = round(min(video.shape[-2:]) / SHORT_SIDE)
+    return crop(video, side, side, 0.5, 0.5, size)
 
 
 def three_crops(video, size):
     """Squares of the whole short side: at one end, in the middle, at the other. [T, 3, h, w] -> [3, T, 3, S, S]."""
-    h, w = video.shape[-2:]
-    side = min(h, w)
-    crops = []
-    for i in range(3):
-        top, left = (h - side) * i // 2, (w - side) * i // 2
-        crops.append(resized_crop(video, top, left, side, side, [size, size]))
-    return torch.stack(crops)
+    side = min(video.shape[-2:])
+    return torch.stack([crop(video, side, side, place, place, size) for place in (0, 0.5, 1)])
 
 
 def random_crop(video, size, rng, flip=True):
     """The training crop, the same in all frames: one of CROP_SHAPES at one of CROP_PLACES. With `flip`, mirrored half
     of the time. uint8 [T, 3, h, w] -> [T, 3, S, S]."""
-    h, w = video.shape[-2:]
+    side = min(video.shape[-2:])
     tall, wide = CROP_SHAPES[rng.integers(len(CROP_SHAPES))]
-    height, width = round(min(h, w) * tall), round(min(h, w) * wide)
     down, right = CROP_PLACES[rng.integers(len(CROP_PLACES))]
-    top, left = int((h - height) * down), int((w - width) * right)
-    video = resized_crop(video, top, left, height, width, [size, size])
+    video = crop(video, round(side * tall), round(side * wide), down, right, size)
     if flip and rng.uniform() < 0.5:
         video = horizontal_flip(video)
     return video
