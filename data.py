@@ -29,7 +29,7 @@ import sys
 import textwrap
 import time
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -482,13 +482,12 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
         kept = [name for name in names if (name in base) == (classes == "base")]
     label = {name: i for i, name in enumerate(kept)}
     rows = [(listed, label[name]) for listed, name in rows if name in label]
-    index = functools.cache(lambda: index_videos(root))  # read if a video is not where it is listed
+    index = functools.cache(index_videos)  # called if a video is not where it is listed
     samples = []
     missing = []
     for listed, number in rows:
-        path = find_listed(root, listed, index, unique=not video_list)
-        if path is None:
-            path = os.path.join(root, listed[0])
+        path, there = find_listed(root, listed, index, unique=not video_list)
+        if not there:
             missing.append(path)
             if dataset in ("k400", "k600"):  # many videos of Kinetics have vanished; others count as unreadable
                 continue
@@ -560,13 +559,10 @@ def read_dataset(dataset, root, split=1, train=False):
         advice = (reader.__doc__ or "").replace("{root}", str(root)) if dataset != "toy" else ""
         raise UserError(f"the data set is not in {root}: {missing.relative_to(root)} is missing. {advice}") from error
     known = set(names)
-    for name in names:
-        if not isinstance(name, str):
-            raise UserError(f"{reader.__name__}: the class {name!r} is not a str")
     for row in rows:
         if len(row) != 2 or row[1] not in known:
             raise UserError(f"{reader.__name__}: {row!r} is not a pair of a video and one of the classes")
-    return [(listed if isinstance(listed, tuple) else (str(listed),), name) for listed, name in rows], names
+    return rows, names
 
 
 def rename_classes(dataset, names, labels):
@@ -777,46 +773,43 @@ def walk(folder, parents=()):
     return videos, skipped + images
 
 
-def match_key(path):
-    """A path without what may differ on disk: endings of videos, capitals, Unicode form."""
-    key = unicodedata.normalize("NFC", path).lower()
+def match_key(path, root):
+    """The parts of a path below `root` without what may differ on disk: endings of videos, capitals, Unicode form."""
+    key = unicodedata.normalize("NFC", path.removeprefix(f"{root}{os.sep}")).lower()
     while key.endswith(VIDEO_FILES):
         key = key[: key.rindex(".")]
-    return key
+    return key.split(os.sep)
 
 
 def index_videos(root):
-    """The videos below a folder by the match_key of their names: {key: list of str}."""
-    index = {}
-    if os.path.isdir(root):
+    """The videos below a folder by the last part of their match_key: {name: [(match_key, path)]}."""
+    index = defaultdict(list)
+    if root.is_dir():
         for path in walk(root)[0]:
-            index.setdefault(match_key(os.path.basename(path)), []).append(path)
+            key = match_key(path, root)
+            index[key[-1]].append((key, path))
     return index
 
 
-def find_listed(root, names, index, unique):
-    """The path of the video that is listed under one of `names`, or None. If it is not there, a video of the same
-    match_key in the `index` is taken. If file names are not `unique` in a data set, its folders must match, too."""
+def find_listed(root, listed, index, unique):
+    """The path of a listed video, and whether it is there. If not, a video of the same match_key in the `index` is
+    taken. If file names are not `unique` in a data set, its folders must match, too."""
+    names = listed if isinstance(listed, tuple) else (str(listed),)
     paths = [os.path.normpath(os.path.join(root, name.replace("\\", "/"))) for name in names]
     for path in paths:
         if os.path.exists(path):
-            return path
+            return path, True
     for path in paths:
-        folder, file = os.path.split(path)
-        found = index().get(match_key(file), [])
+        end = match_key(path, root)
+        found = index(root)[end[-1]]
         if not unique:
-            listed = match_key(os.path.relpath(path, root))
-            keys = [match_key(os.path.relpath(video, root)) for video in found]
+            folder = os.path.dirname(path)
             elsewhere = not folder.startswith(str(root)) or not os.path.isdir(folder)  # a list of another machine
-            found = [video for video, key in zip(found, keys)
-                     if ends_with(key, listed) or (elsewhere and ends_with(listed, key))]
+            found = [(key, video) for key, video in found
+                     if key[-len(end) :] == end or (elsewhere and end[-len(key) :] == key)]
         if len(found) == 1 or (found and unique):
-            return found[0]
-    return None
-
-
-def ends_with(path, end):
-    return path == end or path.endswith(os.sep + end)
+            return found[0][1], True
+    return paths[0], False
 
 
 # ---- Lists and tables -----------------------------------------------------------------------------------------------
