@@ -41,7 +41,8 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import horizontal_flip, pad, resize, resized_crop, to_pil_image
+from torchvision.transforms.v2.functional import horizontal_flip, resize, resized_crop, to_pil_image
+from torchvision.utils import make_grid
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
@@ -1071,14 +1072,13 @@ def run(main, *errors):
 
 def save_grid(rows, path, tile=128):
     """Draws a picture with a row for each (title, frames uint8 [T, 3, S, S]); a frame has `tile` x `tile` pixels."""
-    left = 210  # pixels for the titles
-    columns = max(len(frames) for _, frames in rows)
-    sheet = Image.new("RGB", (left + tile * columns, tile * len(rows)), "white")
+    titles, videos = zip(*rows)
+    frames = resize(torch.cat(videos), [tile - 2, tile - 2])
+    grid = make_grid(frames, nrow=len(videos[0]), padding=2, pad_value=255)[:, 1:-1, 1:-1]
+    sheet = ImageOps.expand(to_pil_image(grid), (210, 0, 0, 0), "white")  # pixels for the titles
     draw = ImageDraw.Draw(sheet)
-    for y, (title, frames) in enumerate(rows):
+    for y, title in enumerate(titles):
         draw.text((8, tile * (y + 0.5)), textwrap.fill(title, 24), "black", font_size=16, anchor="lm")
-        frames = pad(resize(frames, [tile - 2, tile - 2]), [1], fill=255)
-        sheet.paste(to_pil_image(torch.cat(list(frames), dim=2)), (left, tile * y))
     with writing(path) as temporary:
         sheet.save(temporary)
     say(f"drawn: {path}")
@@ -1090,32 +1090,31 @@ def show_half(half, samples, names):
     say(f"{half}:\n  {len(samples)} videos of {len(names)} classes, {names[0]} ... {names[-1]}: "
         f"{sizes.min()} to {sizes.max()} of each")
     dataset = VideoDataset(samples, num_frames=1, image_size=8, train=False)
-    keys = [(0, index) for index in range(0, len(samples), math.ceil(len(samples) / 100))]
-    clips = thread_map(dataset.__getitem__, keys, max_workers=os.cpu_count(), desc="read", leave=False, disable=None)
+    tried = range(0, len(samples), math.ceil(len(samples) / 100))
+    clips = thread_map(lambda index: dataset[0, index], tried, desc="read", leave=False, disable=None)
     errors = [error for _, _, _, error in clips if error]
-    say(f"  {len(keys)} tried: {len(errors)} unreadable")
+    say(f"  {len(tried)} tried: {len(errors)} unreadable")
     for error in errors:
         say(f"  unreadable {error}")
 
 
 def main():
-    settings = dict(data="toy", root=None, split=1, out=None)
+    settings = dict(data="toy", root=None, split=1, out=None, classes="all", shots=None, seed=0, train_list=None,
+                    val_list=None, labels=None)
     parser = Parser(__doc__, settings, settings)
     parser.flag("data", DATA_HELP, nargs="?", default="toy")
     parser.flag("--root", "where it is; by default datasets/DATA", Path)
     parser.flag("--split", "official split of UCF101 or HMDB51", (1, 2, 3))
     parser.flag("--out", "the picture to draw; by default DATA.png", Path)
     args = SimpleNamespace(**settings | vars(parser.parse_args()))
-    training, names = load_samples(args.data, args.root, args.split, train=True)
-    validation, val_names = load_samples(args.data, args.root, args.split)
-    validation = match_validation(validation, val_names, training, names)
+    training, validation, names = load_train_val(args)
     show_half("training", training, names)
     show_half("validation", validation, names)
 
     image_size = 64 if args.data == "toy" else 224
     dataset = VideoDataset(training, 8, image_size, train=True, classes=names)
     rows = []
-    for index in np.linspace(0, len(training) - 1, min(len(training), 10)).astype(int).tolist():
+    for index in range(0, len(training), math.ceil(len(training) / 10)):
         video, label, _, _ = dataset[0, index]
         rows.append((names[label], video))
     save_grid(rows, args.out or Path(f"{Path(args.data).resolve().name}.png"))
