@@ -468,20 +468,15 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
     elif video_list:
         rows, names = read_table(video_list, root)
     else:
-        rows, names = read_dataset(dataset, root, split, train)
-    new_names = names
-    if labels and not video_list:
-        new_names = rename_classes(dataset, names, labels)
-    for name, count in Counter(map(as_read, new_names)).items():
+        rows, names = read_dataset(dataset, root, split, train, labels)
+    for name, count in Counter(map(as_read, names)).items():
         if count > 1:
             raise UserError(f"two classes have the same name, {name!r}: no model can tell them apart")
 
-    kept = names
     if classes != "all":
-        training_rows, _ = read_dataset(dataset, root, train=True)  # of split 1, whatever is loaded
-        base = base_classes(training_rows, names)
-        kept = [name for name in names if (name in base) == (classes == "base")]
-    label = {name: i for i, name in enumerate(kept)}
+        training_rows, _ = read_dataset(dataset, root, train=True, labels=labels)  # of split 1, whatever is loaded
+        names = class_half(training_rows, names, classes)
+    label = {name: i for i, name in enumerate(names)}
     rows = [(listed, label[name]) for listed, name in rows if name in label]
     index = functools.cache(index_videos)  # called if a video is not where it is listed
     samples = []
@@ -502,26 +497,21 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
         say(f"{len(missing)} of the {len(rows)} {half} videos are not on disk, such as {missing[0]}")
     if train and shots:
         samples = draw_shots(samples, shots, seed)
-    renamed = dict(zip(names, new_names))
-    return samples, list(map(renamed.get, kept))
+    return samples, names
 
 
 def load_train_val(args):
-    """The training samples, the validation samples and the class names that the flags ask for."""
+    """The training samples, the validation samples and the class names that the flags ask for. Warns of videos that are
+    in both halves."""
     training, names = load_samples(args.data, args.root, args.split, True, args.classes, args.shots, args.seed,
                                    args.train_list, args.labels)
     validation, val_names = load_samples(args.data, args.root, args.split, False, args.classes,
                                          video_list=args.val_list, labels=args.labels)
-    return training, match_validation(validation, val_names, training, names), names
-
-
-def match_validation(validation, val_names, training, names):
-    """The validation samples with the labels of training. Warns of videos that are in both."""
     validation = relabel(validation, val_names, names)
     both = dict(training).keys() & dict(validation).keys()
     if both:
         say(f"warning: {len(both)} videos are in training and in validation, such as {min(both)}")
-    return validation
+    return training, validation, names
 
 
 def relabel(samples, names, all_names):
@@ -542,9 +532,10 @@ def default_root(dataset):
     return dataset or "."
 
 
-def read_dataset(dataset, root, split=1, train=False):
-    """Rows and class names of one half of a data set, or of the folder of your own videos (see `ucf101`). Raises
-    UserError, with what belongs in `root` and how to get it, if its lists are not there."""
+def read_dataset(dataset, root, split=1, train=False, labels=None):
+    """Rows and class names of one half of a data set, or of the folder of your own videos (see `ucf101`), with the
+    names in the file `labels` instead. Raises UserError, with what belongs in `root` and how to get it, if its lists
+    are not there."""
     reader = DATASETS.get(dataset, own_videos)
     if split > 1 and reader in (kinetics, something_something, own_videos):
         raise UserError(f"--split {split}: {dataset} has no official splits")
@@ -552,41 +543,47 @@ def read_dataset(dataset, root, split=1, train=False):
         with disk_errors(root):
             toy.draw.draw(root)  # unless it is there
     try:
-        rows, names = map(list, reader(root, split, train))
+        rows, names = reader(root, split, train)
     except (FileNotFoundError, NotADirectoryError) as error:
         missing = Path(error.filename or "/")
         if not missing.is_relative_to(root):
             raise
-        advice = (reader.__doc__ or "").replace("{root}", str(root)) if dataset != "toy" else ""
+        advice = ""
+        if reader.__doc__ and dataset != "toy":
+            advice = reader.__doc__.replace("{root}", str(root))
         raise UserError(f"the data set is not in {root}: {missing.relative_to(root)} is missing. {advice}") from error
     known = set(names)
     for row in rows:
         if len(row) != 2 or row[1] not in known:
             raise UserError(f"{reader.__name__}: {row!r} is not a pair of a video and one of the classes")
+    if labels:
+        renamed = rename_classes(dataset, names, labels)
+        rows = [(listed, renamed[name]) for listed, name in rows]
+        names = [renamed[name] for name in names]
     return rows, names
 
 
 def rename_classes(dataset, names, labels):
-    """The names in the file `labels` for those of a data set. For own videos it has the columns folder,name."""
+    """{name: the one in the file `labels`} for a data set. For own videos the file has the columns folder,name."""
     if dataset in DATASETS:
-        new_names = list(read_names(labels).values())
+        new_names = read_names(labels)
         if len(new_names) != len(names):
             raise UserError(f"--labels {labels} has {len(new_names)} names, and {dataset} {len(names)} classes")
-        return new_names
+        return dict(zip(names, new_names.values()))
     table = read_lines(labels, f"{CELL}[,;\t]{CELL}", "folder,name")
     renamed = {words(folder): name for _, (folder, name) in table}
     for name in names:
         if name not in renamed:
             raise UserError(f"--labels {labels} has no row for the folder {name!r}")
-    return list(map(renamed.get, names))
+    return renamed
 
 
-def base_classes(rows, names):
-    """The base classes: the half of the names with the most training videos, as in the original lists."""
+def class_half(rows, names, half):
+    """The "base" classes, the half of the names with the most training videos as in the original lists, or "novel"."""
     counts = Counter(name for _, name in rows)
     order = sorted(names, key=lambda name: counts[name])  # of equally frequent ones, the later are base
     base = order[len(names) // 2 :]  # rounded up
-    return [name for name in names if name in base]
+    return [name for name in names if (name in base) == (half == "base")]
 
 
 def draw_shots(samples, shots, seed):

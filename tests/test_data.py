@@ -392,7 +392,7 @@ def test_base_classes_are_the_more_frequent_half_and_novel_the_rest():
 
 def test_of_classes_with_equally_many_videos_the_later_ones_are_base():
     for classes, names, base in (("xyzz", "xyz", "yz"), ("xxyz", "xyz", "xz"), ("vwxyz", "vwxyz", "xyz")):
-        assert data.base_classes([("video", name) for name in classes], list(names)) == list(base)
+        assert data.class_half([("video", name) for name in classes], list(names), "base") == list(base)
 
 
 def test_shots_are_drawn_by_the_seed_alone():
