@@ -570,7 +570,7 @@ def rename_classes(dataset, names, labels):
         if len(new_names) != len(names):
             raise UserError(f"--labels {labels} has {len(new_names)} names, and {dataset} {len(names)} classes")
         return dict(zip(names, new_names.values()))
-    table = read_lines(labels, f"{CELL}[,;\t]{CELL}", "folder,name")
+    table = read_lines(labels, TABLE, "folder,name")
     renamed = {words(folder): name for _, (folder, name) in table}
     for name in names:
         if name not in renamed:
@@ -812,9 +812,11 @@ def find_listed(root, listed, index, unique):
 
 # ---- Lists and tables -----------------------------------------------------------------------------------------------
 
-NUMBERED = r'"?((?!# ).+?)"?[\s,;]+([0-9]+)(?:\.0*)?'  # a line of a list: path and number
-CELL = r'\s*(?:"([^"]+)"|([^,;\t"]+?))\s*'  # of a table, separated by commas, semicolons or tabs
-HEADING = re.compile(r"\w*(id|folder|file|filename|path|video|label)\W+(name|label|youtube_id)\b", re.IGNORECASE)
+NUMBERED = r'"?(.+?)"?(?:[\s,;]+[1-9][0-9]*)?[\s,;]+([0-9]+)(?:\.0*)?'  # a line of a list: path, perhaps frames, label
+CELL = r'\s*(?:"([^"]+)"|([^,;\t"]+?))\s*'
+TABLE = f"{CELL}[,;\t]{CELL}"  # a line of a table: two cells
+# Empty lines, comments and headings
+SKIPPED = re.compile(r'(?i)$|# |\w*(id|folder|file|filename|path|video|label)[\s,;"]+(name|label|youtube_id)\b')
 
 
 def read_list(path, labels):
@@ -825,23 +827,21 @@ def read_list(path, labels):
     for where, (video, label) in read_lines(path, NUMBERED, "'path label', the label a number"):
         if int(label) not in names:
             raise UserError(f"{where}: {labels} has no class for the label {label}")
-        without_frames = re.sub(r"[\s,;]+[1-9][0-9]*$", "", video)
-        rows.append(((video, without_frames), names[int(label)]))
+        rows.append((video, names[int(label)]))
     return rows, list(names.values())
 
 
 def read_table(path, root):
     """Rows and class names of a table of file,label. The label is a name."""
-    form = "'file,label', the label a name; numbers need --labels"
-    rows = [((video,), label) for _, (video, label) in read_lines(path, f"{CELL}[,;\t]{CELL}", form)]
-    for (video,), _ in rows[:1]:
+    rows = [row for _, row in read_lines(path, TABLE, "'file,label', the label a name; numbers need --labels")]
+    for video, _ in rows[:1]:
         if not video.lower().endswith(VIDEO_FILES) and not Path(root, video).exists():
             del rows[0]  # a heading, in whatever language
     return rows, sorted({label for _, label in rows})
 
 
 def read_names(path):
-    """Class names by id, {int: str}: a table of id,name or, in a file of another ending, a name on each line."""
+    """Class names by number, {int: str}: a table of id,name or, in a file of another ending, a name on each line."""
     names = {}
     if not str(path).endswith((".csv", ".tsv")):
         pattern, form = r'(?![0-9]+\s)([^\[\]{}",;\t\0]+)', "a name on each line or, in a .csv file, id,name"
@@ -854,22 +854,17 @@ def read_names(path):
 
 
 def read_lines(path, pattern, form):
-    """Yields "file, line" and the groups of `pattern` for each line. Skips comments and a heading. Raises UserError for
-    a line that does not have the `form`."""
-    first = True
+    """Yields "file, line" and the groups of `pattern` for each line. Raises UserError for a line that does not have the
+    `form`."""
     for number, line in enumerate(read_text(path).splitlines(), 1):
         line = line.strip()
-        if not line or line.startswith("# "):
-            continue
-        heading = first and HEADING.match(line)
-        first = False
-        if heading:
+        if SKIPPED.match(line):
             continue
         where = f"{path}, line {number}: {line[:100]!r}"
         match = re.fullmatch(pattern, line)
         if not match:
             raise UserError(f"{where}: expected {form}")
-        yield where, [group for group in match.groups() if group]
+        yield where, list(filter(None, match.groups()))
 
 
 def read_text(path):
