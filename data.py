@@ -257,7 +257,7 @@ def open_image(path):
 SHORT_SIDE = 256 / 224  # the short side of a video in the original code, relative to the side of the input
 CROP_SCALES = (1, 0.875, 0.75, 0.66)  # height and width of training crops, relative to the short side
 # (height, width): the same scale, or two neighbouring ones
-CROP_SHAPES = [(a, b) for i, a in enumerate(CROP_SCALES) for b in CROP_SCALES[max(i - 1, 0) : i + 2]]
+CROP_SHAPES = [(a, b) for a in CROP_SCALES for b in CROP_SCALES if abs(a - b) < 0.2]
 CROP_PLACES = [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)]  # four corners and the centre
 
 
@@ -332,16 +332,12 @@ def mix(video, target, seed, step, first=0):
         else:
             half = math.sqrt(1 - rng.beta(1, 1)) / 2
             center = rng.uniform(size=2)
-            top, left = pixels(center - half, side)
-            bottom, right = pixels(center + half, side)
+            corners = side * np.stack([center - half, center + half]).clip(0, 1)
+            (top, left), (bottom, right) = corners.astype(int).tolist()
             x[..., top:bottom, left:right] = x[partner, ..., top:bottom, left:right]
             share = 1 - (bottom - top) * (right - left) / side ** 2
         y[:] = share * y + (1 - share) * y[partner]
     return video, target
-
-
-def pixels(corner, side):
-    return (corner.clip(0, 1) * side).astype(int).tolist()
 
 
 # ---- Clips and batches ----------------------------------------------------------------------------------------------
