@@ -618,8 +618,8 @@ def hmdb51(root, split, train):
     for archive in *.rar; do unrar x $archive; done"""
     lists = root / "testTrainMulti_7030_splits"
     end = f"_test_split{split}.txt"
-    files = [file for file in os.listdir(lists) if file.endswith(end) and not JUNK.match(file)]
-    names = sorted(file.removesuffix(end) for file in files)
+    names = [file.removesuffix(end) for file in os.listdir(lists) if file.endswith(end) and not JUNK.match(file)]
+    names.sort()
     rows = []
     for name in names:
         for _, (file, half) in read_lines(lists / f"{name}{end}", r"(.+?)\s+([012])", "'clip.avi' and 0, 1 or 2"):
@@ -640,8 +640,8 @@ def kinetics(root, split, train):
     for half in ("train", "val"):
         path = root / f"{half}.csv"
         wanted = half == ("train" if train else "val")
-        if half == "val" and not path.exists() and (root / "validate.csv").exists():
-            path = root / "validate.csv"
+        if half == "val":
+            path = min(root.glob("val*.csv"), default=path)  # or validate.csv
         if wanted or path.exists():  # the other half may have more classes
             table = csv.DictReader(read_text(path).splitlines())
             for row in table:
@@ -726,12 +726,10 @@ JUNK = re.compile(
 
 def find_videos(path):
     """The videos below a folder, or a file itself if it is a video: a list of Path. Raises UserError if it is empty."""
-    videos, skipped = [], []
+    videos, skipped = [path], []
     if path.is_dir():
         videos, skipped = walk(path)
-    elif path.name.lower().endswith(VIDEO_FILES):
-        videos = [path]
-    else:
+    elif not path.name.lower().endswith(VIDEO_FILES):
         raise UserError(f"{path} has no known ending of a video file")
     if skipped:
         example = os.path.relpath(skipped[0], path.parent)
@@ -745,13 +743,14 @@ def walk(folder, parents=()):
     """The videos at any depth below a folder, and the files that are skipped: two lists of str. A folder with images
     and without videos, in it or below, is a video itself: its frames."""
     videos, images, skipped = [], [], []
-    parents = (*parents, os.path.realpath(folder) + os.sep)
+    real = Path(folder).resolve()
+    if real in parents:
+        return [], []  # a link that leads up again
+    parents = {*parents, real, *real.parents}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path, name = entry.path, entry.name.lower()
         if JUNK.match(name):
             continue
-        if entry.is_symlink() and any(parent.startswith(os.path.realpath(path) + os.sep) for parent in parents):
-            continue  # it leads up again
         if os.path.isdir(path):
             more_videos, more_skipped = walk(path, parents)
             videos += more_videos
