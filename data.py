@@ -493,6 +493,10 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
         say(f"{len(missing)} of the {len(rows)} {half} videos are not on disk, such as {missing[0]}")
     if train and shots:
         samples = draw_shots(samples, shots, seed)
+    seen = {number for _, number in samples}
+    empty = [name for number, name in enumerate(names) if number not in seen]
+    if empty:
+        say(f"{len(empty)} of the {len(names)} classes have no {half} videos, such as {', '.join(empty[:5])}")
     return samples, names
 
 
@@ -640,8 +644,8 @@ def kinetics(root, split, train):
     for half in ("train", "val"):
         path = root / f"{half}.csv"
         wanted = half == ("train" if train else "val")
-        if half == "val":
-            path = min(root.glob("val*.csv"), default=path)  # or validate.csv
+        if half == "val" and not path.exists() and (root / "validate.csv").exists():
+            path = root / "validate.csv"
         if wanted or path.exists():  # the other half may have more classes
             table = csv.DictReader(read_text(path).splitlines())
             for row in table:
@@ -1086,8 +1090,8 @@ def show_half(half, samples, names):
 
 
 def main():
-    settings = dict(data="toy", root=None, split=1, out=None, classes="all", shots=None, seed=0, train_list=None,
-                    val_list=None, labels=None)
+    settings = dict(data="toy", root=None, split=1, out=None)
+    settings |= dict(classes="all", shots=None, seed=0, train_list=None, val_list=None, labels=None)  # without flags
     parser = Parser(__doc__, settings, settings)
     parser.flag("data", DATA_HELP, nargs="?", default="toy")
     parser.flag("--root", "where it is; by default datasets/DATA", Path)

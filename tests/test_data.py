@@ -265,7 +265,7 @@ def test_kinetics_is_read_with_class_folders_and_without(folder, tmp_path, capsy
         f"1 of the 3 validation videos are not on disk, such as {tmp_path}/val/gone_000001_000011\n")
 
 
-def test_videos_that_are_not_on_disk_are_told_once(tmp_path, capsys):
+def test_videos_that_are_not_on_disk_and_classes_without_videos_are_told_once(tmp_path, capsys):
     for half in ("train", "val"):
         rows = "".join(f"{name},{name},1,11,{half}\n" for name in ("a", "b", "gone"))
         (tmp_path / f"{half}.csv").write_text("label,youtube_id,time_start,time_end,split\n" + rows)
@@ -273,9 +273,11 @@ def test_videos_that_are_not_on_disk_are_told_once(tmp_path, capsys):
     for train in (True, False):
         data.load_samples("k400", tmp_path, train=train, classes="base")
     gone = [tmp_path / half / "gone_000001_000011" for half in ("train", "val")]
-    halves = zip(("training", "validation"), gone)
-    assert capsys.readouterr().out.splitlines() == [
-        f"1 of the 2 {half} videos are not on disk, such as {path}" for half, path in halves]
+    expected = ""
+    for half, path in zip(("training", "validation"), gone):
+        expected += f"1 of the 2 {half} videos are not on disk, such as {path}\n"
+        expected += f"1 of the 2 classes have no {half} videos, such as gone\n"
+    assert capsys.readouterr().out == expected
 
 
 def test_something_something_is_read_without_brackets(tmp_path):
