@@ -1,11 +1,13 @@
 """Fixtures: a home with OpenAI's vocabulary, a small random model, small videos, and the scripts to be run."""
 import contextlib
-import importlib
+import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from fractions import Fraction
@@ -13,7 +15,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import open_clip
 import pytest
 import torch
 
@@ -43,7 +44,8 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     cache = home / ".cache" / "clip"
     cache.mkdir(parents=True)
-    shutil.copy(Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz", cache)
+    package = Path(importlib.util.find_spec("open_clip").origin).parent
+    shutil.copy(package / "bpe_simple_vocab_16e6.txt.gz", cache)
     return home
 
 
@@ -54,6 +56,8 @@ def set_home(home, monkeypatch):
 
 def small_clip(quick_gelu):
     """open_clip's CLIP, small, with OpenAI's vocabulary."""
+    import open_clip  # takes two seconds, which the processes of a test need not spend
+
     vision = open_clip.model.CLIPVisionCfg(layers=2, width=128, head_width=64, patch_size=16, image_size=64)
     text = open_clip.model.CLIPTextCfg(context_length=77, vocab_size=49408, width=128, heads=2, layers=3)
     return open_clip.model.CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text, quick_gelu=quick_gelu).eval()
@@ -115,6 +119,26 @@ def torchrun(processes):
     """The command that starts a script in so many processes, also where the machine does not know its own name."""
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=localhost",
             f"--nproc-per-node={processes}"]
+
+
+def in_processes(number, function, *arguments):
+    """Calls a function in so many processes that know of each other as those of torchrun do, without its start."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    common = {"WORLD_SIZE": number, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+
+    def start(rank):
+        os.environ.update({name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()})
+        torch.set_num_threads(1)
+        assert torch.distributed.is_torchelastic_launched()
+        function(*arguments)
+
+    processes = [multiprocessing.get_context("fork").Process(target=start, args=[rank]) for rank in range(number)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=300)
+    assert [process.exitcode for process in processes] == [0] * number
 
 
 @pytest.fixture

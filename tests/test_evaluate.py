@@ -4,13 +4,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import PROJECT, read_results, torchrun
+from conftest import in_processes, read_results
 from matplotlib.axes import Axes
 from PIL import Image
 
@@ -43,17 +42,17 @@ def loader(samples, **views):
 
 
 def test_every_video_counts_once_whatever_the_batch_and_the_processes(run, tuned, tmp_path):
-    """101 videos, one of which cannot be read, by one process and by three whose batches are not of one size."""
+    """101 videos, one of which cannot be read, by one process and by three with workers, whose batches are not of one
+    size."""
     samples, names = data.load_samples("toy")
     root = samples[0][0].parents[2]
     rows = [f"{path.relative_to(root)} {label}" for path, label in samples[::3][:100]] + ["gone.avi 3"]
     (tmp_path / "list.txt").write_text("\n".join(rows))
     (tmp_path / "names.csv").write_text("id,name\n" + "\n".join(f"{i},{name}" for i, name in enumerate(names)))
     arguments = ("--weights", tuned, "--root", root, "--val-list", tmp_path / "list.txt", "--labels",
-                 tmp_path / "names.csv", "--workers", "0", "--out")
-    run("evaluate.py", *arguments, tmp_path / "one", "--batch-size", "50")
-    subprocess.run([*torchrun(3), PROJECT / "evaluate.py", *arguments, tmp_path / "three", "--batch-size", "32"],
-                   check=True, timeout=300, cwd=tmp_path)
+                 tmp_path / "names.csv", "--out")
+    run("evaluate.py", *arguments, tmp_path / "one", "--batch-size", "50", "--workers", "0")
+    in_processes(3, run, "evaluate.py", *arguments, tmp_path / "three", "--batch-size", "32", "--workers", "1")
     one, three = read_results(tmp_path / "one"), read_results(tmp_path / "three")
     assert one == three
     assert one["count"] == sum(row["count"] for row in one["per_class"]) == 101

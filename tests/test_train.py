@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PROJECT, distance, read_log, torchrun
+from conftest import PROJECT, distance, in_processes, read_log, torchrun
 
 import clip
 import data
@@ -62,19 +62,15 @@ def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(fusion, tmp_path):
 
 @pytest.mark.parametrize(("processes", "micro_batch"), [(2, 12), (3, 4)])
 def test_nor_on_the_number_of_processes(processes, micro_batch, tmp_path):
-    (tmp_path / "code.py").write_text(f"""
-import os, pathlib, torch
-from test_train import MIX, gradient
-folder = pathlib.Path({str(tmp_path)!r}) / os.environ["RANK"]
-torch.save(gradient(folder, *MIX, "{micro_batch}", "--batch-size", "24"), folder / "gradient.pt")
-""")
-    environment = {**os.environ, "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    for rank in map(str, range(processes)):
-        (tmp_path / rank).mkdir()
-    subprocess.run([*torchrun(processes), tmp_path / "code.py"], env=environment, check=True, timeout=300)
+    def save():
+        folder = tmp_path / os.environ["RANK"]
+        torch.save(gradient(folder, *MIX, str(micro_batch), "--batch-size", "24"), f"{folder}.pt")
+        assert torch.distributed.get_world_size() == processes
+
+    in_processes(processes, save)
     whole = gradient(tmp_path, *MIX, "24", "--batch-size", "24")
-    for rank in map(str, range(processes)):
-        assert worst(torch.load(tmp_path / rank / "gradient.pt"), whole) < 1e-5
+    for rank in range(processes):
+        assert worst(torch.load(tmp_path / f"{rank}.pt"), whole) < 1e-5
 
 
 @pytest.mark.parametrize("fusion", ["embedding", "decision", "image"])
