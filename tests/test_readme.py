@@ -12,6 +12,7 @@ import torch
 from conftest import PROJECT, distance, numbered_frames, read_log, write_video
 
 import clip
+import toy.draw
 
 README = (PROJECT / "README.md").read_text()
 
@@ -34,21 +35,27 @@ SHORT = {
 
 @pytest.fixture
 def stand_ins(tmp_path, home, reference, monkeypatch):
-    """A folder with four classes in the layout of each data set, and a small ViT-B/16 in the cache of a new home."""
+    """A folder with four classes in the layout of each data set, a toy with one of four groups, and a small ViT-B/16 in
+    the cache of a new home."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(home / ".cache", tmp_path / ".cache")
     torch.save(reference.state_dict(), tmp_path / ".cache" / "clip" / "ViT-B-16.pt")
-    clip = write_video(tmp_path / "new.mp4", numbered_frames(12, 48, 64), "mpeg4", "yuv420p")
+    video = write_video(tmp_path / "new.mp4", numbered_frames(12, 48, 64), "mpeg4", "yuv420p")
 
-    def put(path, text=None):
+    def put(path, text=None, link=video):
         path = tmp_path / path
         path.parent.mkdir(parents=True, exist_ok=True)
         if text is None:
-            path.symlink_to(clip)
+            path.symlink_to(link)
         else:
             path.write_text(text)
 
+    toy.draw.draw(toy.draw.CACHE)
+    put("toy/UCF-101", link=toy.draw.CACHE / "UCF-101")
+    for path in (toy.draw.CACHE / "ucfTrainTestlist").iterdir():
+        put(f"toy/ucfTrainTestlist/{path.name}", re.sub(r".*_g(?!01|05|09).*\n", "", path.read_text()))
+    monkeypatch.setattr(toy.draw, "CACHE", tmp_path / "toy")
     marks = "1.avi 1\n2.avi 1\n3.avi 2\n"  # 1: for training, 2: for testing
     names = ("Archery", "Bowling", "Drumming", "Fencing")
     for name in names:
