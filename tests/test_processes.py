@@ -1,8 +1,8 @@
 """Two processes on one machine: a mistake is told once, and no process waits for one that has failed."""
+import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -12,8 +12,20 @@ import clip
 import evaluate
 
 SHORT = "--gpus 0 --classes novel --shots 2 --frames 1 --epochs 1 --batch-size 16 --workers 0 --out run"
-# Runs train.py in two processes as `--gpus 2` does. In those of some ranks, a function fails.
-PARENT = f"import sys, evaluate; sys.argv = ['child.py', *{SHORT.split()}]; sys.exit(evaluate.run_torchrun(2))"
+# Runs train.py in two processes as `--gpus 2` does, in each of some folders. In those of some ranks, a function fails.
+PARENT = f"""
+import json, os, sys, time
+import evaluate
+
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    os.dup2(os.open("errors", os.O_CREAT | os.O_WRONLY), 2)
+    sys.argv = ["child.py", *{SHORT.split()}]
+    begin = time.perf_counter()
+    status = evaluate.run_torchrun(2)
+    with open("result.json", "w") as file:
+        json.dump([status, time.perf_counter() - begin], file)
+"""
 CHILD = """
 import os, sys, torch
 import clip, data, evaluate, train
@@ -28,31 +40,43 @@ data.run(train.main, clip.InputError)
 """
 
 
-def fail(folder, function, ranks, error):
-    """Exit status, what was written to stderr, and the seconds that it took."""
-    (folder / "child.py").write_text(CHILD.format(function=function, ranks=ranks, error=error), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-    begin = time.perf_counter()
-    process = subprocess.run([sys.executable, "-c", PARENT], cwd=folder, env=environment, stdout=subprocess.DEVNULL,
-                             stderr=subprocess.PIPE, text=True, timeout=120)
-    return process.returncode, without_leaks(process.stderr), time.perf_counter() - begin
+TOLD, MISTAKE = "data.UserError('the reason')", "KeyError('mistake')"
+FAILURES = [
+    ("train.learning_rate", "1", MISTAKE),
+    ("data.load_train_val", "01", TOLD),  # a mistake that both find
+    ("clip.load", "1", TOLD),
+    ("evaluate.predict", "1", TOLD),  # the first validation
+    ("train.learning_rate", "1", TOLD),  # a step
+    ("torch.save", "0", TOLD),
+]
 
 
-@pytest.mark.parametrize(("function", "ranks"), [
-    ("data.load_train_val", "01"),  # a mistake that both find
-    ("clip.load", "1"),
-    ("evaluate.predict", "1"),  # the first validation
-    ("train.learning_rate", "1"),  # a step
-    ("torch.save", "0"),
-])
-def test_an_error_is_told_once_and_ends_all_processes(function, ranks, tmp_path):
-    status, errors, seconds = fail(tmp_path, function, ranks, "data.UserError('the reason')")
+@pytest.fixture(scope="module")
+def failed(home, tmp_path_factory):
+    """Exit status, what was written to stderr, and the seconds that it took, of each of the failures: in turns, as the
+    parent takes long to start."""
+    folders = [tmp_path_factory.mktemp("failure") for _ in FAILURES]
+    for folder, (function, ranks, error) in zip(folders, FAILURES):
+        (folder / "child.py").write_text(CHILD.format(function=function, ranks=ranks, error=error), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "HOME": str(home)}
+    subprocess.run([sys.executable, "-c", PARENT, *folders], env=environment, stdout=subprocess.DEVNULL, check=True,
+                   timeout=400)
+    found = {}
+    for folder, failure in zip(folders, FAILURES):
+        status, seconds = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        found[failure] = status, without_leaks((folder / "errors").read_text(encoding="utf-8")), seconds
+    return found
+
+
+@pytest.mark.parametrize("failure", FAILURES[1:], ids=str)
+def test_an_error_is_told_once_and_ends_all_processes(failure, failed):
+    status, errors, seconds = failed[failure]
     assert (status, errors) == (1, "train.py: error: the reason\n")
     assert seconds < 60
 
 
-def test_a_mistake_in_the_code_shows_its_traceback(tmp_path):
-    status, errors, seconds = fail(tmp_path, "train.learning_rate", "1", "KeyError('mistake')")
+def test_a_mistake_in_the_code_shows_its_traceback(failed):
+    status, errors, seconds = failed[FAILURES[0]]
     assert status == 1
     assert errors.count("Traceback") == errors.count("KeyError: 'mistake'") == 1
     assert seconds < 60
