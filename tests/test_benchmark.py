@@ -6,9 +6,9 @@ import clip
 
 
 def test_the_rows_for_gpus_run():
-    arguments = ["--model", "tiny", "--frames", "2", "--micro-batch", "32", "--amp", "off", "--workers", "0"]
+    arguments = ["--model", "tiny", "--frames", "2", "--micro-batch", "64", "--amp", "off", "--workers", "0"]
     videos_per_second, waiting, _ = benchmark.steps_of_training(
-        clip.load("tiny"), "", arguments, benchmark.Synthetic(32, 2, 64), steps=2)
+        clip.load("tiny"), "", arguments, benchmark.Synthetic(64, 2, 64), steps=2)
     assert videos_per_second > 0
     assert 0 <= waiting < 0.5
 
