@@ -17,6 +17,7 @@ from conftest import PROJECT, distance, in_processes, read_log, torchrun
 
 import clip
 import data
+import evaluate
 import train
 
 ONE_STEP = ("--shots", "4", "--frames", "4", "--batch-size", "16", "--seed", "3", "--workers", "0")
@@ -156,24 +157,14 @@ def until(condition):
 
 
 def interrupt(arguments, folder, lines, sign, home):
-    """Runs train.py and sends a signal to it and its workers when its log has so many lines. Returns the exit status
-    and the output."""
-    process = subprocess.Popen([sys.executable, PROJECT / "train.py", *map(str, arguments)], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "HOME": str(home)},
-                               start_new_session=True)
+    """Runs train.py and sends a signal to it and its workers when its log has so many lines. Returns the exit status.
+    """
+    process = subprocess.Popen([sys.executable, PROJECT / "train.py", *map(str, arguments)], start_new_session=True,
+                               stdout=subprocess.DEVNULL, env={**os.environ, "HOME": str(home)})
     log = folder / "log.jsonl"
     until(lambda: process.poll() is not None or log.exists() and len(log.read_text().splitlines()) >= lines)
     os.killpg(process.pid, sign)
-    output = process.communicate(timeout=60)[0]
-    return process.returncode, output
-
-
-def test_ctrl_c_says_how_to_go_on(home, tmp_path):
-    arguments = [*SHORT, "--out", tmp_path, "--workers", "2", "--save-minutes", "0"]
-    status, output = interrupt(arguments, tmp_path, 4, signal.SIGINT, home)
-    assert status == 130
-    assert f"to go on: python train.py --resume {tmp_path}" in output
-    assert "Traceback" not in output
+    return process.wait(timeout=60)
 
 
 def test_nothing_goes_on_before_the_first_checkpoint(call, monkeypatch, tmp_path):
@@ -189,9 +180,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, call, home, tmp_path):
     run("train.py", *SHORT, "--out", alone)
     every_step = ["--save-minutes", "0"]
     arguments = [*SHORT, "--out", folder, "--workers", "2", *every_step]
-    assert interrupt(arguments, folder, 5, signal.SIGTERM, home)[0] == -signal.SIGTERM
+    assert interrupt(arguments, folder, 5, signal.SIGTERM, home) == -signal.SIGTERM
     resume = ["--resume", folder, "--workers", "3", *every_step]
-    assert interrupt(resume, folder, 13, signal.SIGKILL, home)[0] == -signal.SIGKILL
+    assert interrupt(resume, folder, 13, signal.SIGKILL, home) == -signal.SIGKILL
     with open(folder / "log.jsonl", "a") as log:
         log.write('{"step": 9')  # a line that was being written
     assert 3 < torch.load(folder / "last.pt", weights_only=True)["step"] < 18
@@ -232,6 +223,8 @@ def test_two_runs_at_once_get_two_folders(home, tmp_path):
 def test_fp16_skips_steps_until_the_scale_fits(run, monkeypatch, tmp_path):
     too_high = functools.partial(torch.amp.GradScaler, init_scale=2.0 ** 19)
     monkeypatch.setattr(torch.amp, "GradScaler", too_high)
+    monkeypatch.setattr(evaluate, "evaluation_loader", lambda samples, *options, whole=evaluate.evaluation_loader:
+                        whole(samples[:8], *options))  # fp16 is slow on a CPU
     run("train.py", *SHORT, "--frames", "1", "--epochs", "1", "--amp", "fp16", "--out", tmp_path / "run")
     steps, _ = read_log(tmp_path / "run")
     skipped = [record["step"] for record in steps if record["skipped"]]
