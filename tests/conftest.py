@@ -33,8 +33,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores Ctrl
 
 def pytest_collection_modifyitems(items):
     """The files that take longest go first, or one process would be left with one of them at the end."""
-    longest = ["test_scripts.py", "test_train.py", "test_processes.py", "test_readme.py", "test_portability.py",
-               "test_clip.py", "test_interrupt.py"]
+    longest = ["test_train.py", "test_scripts.py", "test_portability.py", "test_processes.py", "test_bad_input.py",
+               "test_readme.py", "test_clip.py", "test_devices.py", "test_interrupt.py"]
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
