@@ -50,7 +50,7 @@ def test_every_video_counts_once_whatever_the_batch_and_the_processes(run, tuned
     (tmp_path / "list.txt").write_text("\n".join(rows))
     (tmp_path / "names.csv").write_text("id,name\n" + "\n".join(f"{i},{name}" for i, name in enumerate(names)))
     arguments = ("--weights", tuned, "--root", root, "--val-list", tmp_path / "list.txt", "--labels",
-                 tmp_path / "names.csv", "--out")
+                 tmp_path / "names.csv", "--gpus", "0", "--out")
     run("evaluate.py", *arguments, tmp_path / "one", "--batch-size", "50", "--workers", "0")
     in_processes(3, run, "evaluate.py", *arguments, tmp_path / "three", "--batch-size", "32", "--workers", "1")
     one, three = read_results(tmp_path / "one"), read_results(tmp_path / "three")

@@ -65,11 +65,12 @@ def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(fusion, tmp_path):
 def test_nor_on_the_number_of_processes(processes, micro_batch, tmp_path):
     def save():
         folder = tmp_path / os.environ["RANK"]
-        torch.save(gradient(folder, *MIX, str(micro_batch), "--batch-size", "24"), f"{folder}.pt")
+        arguments = (*MIX, str(micro_batch), "--batch-size", "24", "--gpus", "0")
+        torch.save(gradient(folder, *arguments), f"{folder}.pt")
         assert torch.distributed.get_world_size() == processes
 
     in_processes(processes, save)
-    whole = gradient(tmp_path, *MIX, "24", "--batch-size", "24")
+    whole = gradient(tmp_path, *MIX, "24", "--batch-size", "24", "--gpus", "0")
     for rank in range(processes):
         assert worst(torch.load(tmp_path / f"{rank}.pt"), whole) < 1e-5
 
