@@ -106,9 +106,9 @@ def check_unreadable(errors, seen, limit):
 
 
 def accuracy(scores, labels, errors, classes=None):
-    """The result of `evaluate` for scores [n, C]. With the names of the `classes`, also "per_class", the worst first:
-    name, top-1 and number of videos of each class that has videos, and what the others were "taken_for", {name: number
-    of videos}."""
+    """The result of `evaluate` for scores [n, C]. With the names of the `classes`, also "per_class": name, top-1 and
+    number of videos of each class that has videos, and what the wrong ones were "taken_for", {name: number of videos}.
+    The worst class comes first."""
     right = scores.gather(1, labels[:, None])
     better = (scores >= right).sum(dim=1) - 1  # classes that score at least as much: a tie counts as wrong
     unreadable = torch.tensor(list(map(bool, errors)))
@@ -126,7 +126,7 @@ def accuracy(scores, labels, errors, classes=None):
 
 
 def per_class(top1, scores, labels, errors, classes):
-    """The accuracy of each class that has videos, and what the others were taken for, as in `accuracy`."""
+    """A row for each class that has videos, the worst first, as `accuracy` describes."""
     best_wrong = scores.scatter(1, labels[:, None], -math.inf).argmax(dim=1).tolist()
     rows = []
     for label in labels.unique().tolist():
@@ -162,6 +162,7 @@ def evaluation_loader(samples, frames, image_size, batch_size, workers, num_clip
 @torch.inference_mode()
 def encode_labels(model, labels):
     """The embeddings of class names in the template of the model: {label: [D]}."""
+    model.eval()
     return dict(zip(labels, model.encode_text(class_tokens(model, labels))))
 
 
