@@ -49,28 +49,27 @@ class Tokenizer:
     The vocabulary is 256 bytes, 256 bytes at the end of a word, one token for each merge of two tokens, start and end.
     OpenAI's has 49,408 tokens, of which 48,894 are merges. The vocabulary of `tiny` has no merges."""
 
-    def __init__(self, vocab_size, context_length=77):
+    def __init__(self, vocab_size, context_length):
         merges = []
         if vocab_size > TINY_VOCABULARY:
             with gzip.open(fetch(VOCABULARY), "rt", encoding="utf-8") as file:
-                lines = file.readlines()[1 : vocab_size - TINY_VOCABULARY + 1]  # the first line is a comment
+                lines = list(file)[1 : vocab_size - TINY_VOCABULARY + 1]  # the first line is a comment
             merges = [tuple(line.split()) for line in lines]
-        # Bytes become characters: a printable byte its own, the 68 others those from 256 on.
-        printable = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
-        others = sorted(set(range(256)) - set(printable))
-        characters = [*map(chr, printable), *map(chr, range(256, 256 + 68))]
-        self.characters = dict(zip(printable + others, characters))
-        tokens = characters + [character + "</w>" for character in characters] + ["".join(pair) for pair in merges]
-        self.ids = dict(zip(tokens, range(len(tokens))))
-        self.start = len(tokens)
-        self.end = len(tokens) + 1
-        self.merges = dict(zip(merges, range(len(merges))))  # in the order in which they apply
+        # Bytes become characters: a printable byte its own (as in Latin-1), the 68 others those from 256 on.
+        others = [*range(33), *range(127, 161), 173]
+        self.characters = dict(zip(others, range(256, 324)))
+        characters = [chr(code) for code in range(324) if code not in others]
+        tokens = characters + [character + "</w>" for character in characters] + list(map("".join, merges))
+        self.ids = dict(zip(tokens, range(vocab_size)))
+        self.start = vocab_size - 2
+        self.end = vocab_size - 1
+        self.merges = dict(zip(merges, range(vocab_size)))  # in the order in which they apply
         self.context_length = context_length
-        self.words = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
+        self.words = regex.compile(r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
 
     def encode_word(self, word):
         """The token ids of one word. Merges the pair that comes first in the list until no pair is in the list."""
-        parts = [self.characters[byte] for byte in word.encode()]
+        parts = list(word.encode().decode("latin-1").translate(self.characters))
         parts[-1] += "</w>"
         while True:
             pairs = self.merges.keys() & zip(parts, parts[1:])
