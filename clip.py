@@ -169,6 +169,12 @@ class Transformer(nn.Module):
         return x
 
 
+def insert(x, tokens, start):
+    """Puts the same tokens [n, width] at position `start` of each sequence of x [N, L, width]."""
+    tokens = tokens.expand(x.shape[0], -1, -1)  # len(x) would be a constant when exported
+    return torch.cat([x[:, :start], tokens, x[:, start:]], dim=1)
+
+
 class VisionTransformer(nn.Module):
     """Cuts an image into patches. The class token, the first of the sequence, becomes the embedding of the image."""
 
@@ -185,11 +191,10 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images, prompts=None):  # [N, 3, S, S], [depth, n_ctx, width] -> [N, D]
         x = self.conv1(images).flatten(2).transpose(1, 2)  # [N, patches, width]
-        class_token = self.class_embedding.expand(x.shape[0], 1, -1)
-        x = torch.cat([class_token, x], dim=1) + self.positional_embedding
+        x = insert(x, self.class_embedding[None], 0) + self.positional_embedding
         start = x.shape[1]
         if prompts is not None:  # [class | patches | P_v], the prompts without position embeddings
-            x = torch.cat([x, prompts[0].expand(x.shape[0], -1, -1)], dim=1)
+            x = insert(x, prompts[0], start)
         x = self.transformer(self.ln_pre(x), prompts, start)
         return self.ln_post(x[:, 0]) @ self.proj
 
@@ -261,10 +266,8 @@ class CLIP(nn.Module):
         x = self.token_embedding(tokens)  # [C, L, width]
         end = tokens.argmax(dim=-1)  # the end token has the highest id of the vocabulary
         if self.text_prompts is not None:  # [start | P_t | name | end], the prompts with position embeddings
-            start, rest = x[:, :1], x[:, 1:]
-            prompts = self.text_prompts[0].expand(x.shape[0], -1, -1)
-            x = torch.cat([start, prompts, rest], dim=1)
-            end = end + prompts.shape[1]
+            x = insert(x, self.text_prompts[0], 1)
+            end = end + self.text_prompts.shape[1]
         x = x + self.positional_embedding[: x.shape[1]]
         x = self.ln_final(self.transformer(x, self.text_prompts, start=1))
         rows = torch.arange(x.shape[0], device=x.device)
