@@ -38,7 +38,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import horizontal_flip, resize, resized_crop, to_pil_image
@@ -1063,13 +1063,17 @@ def run(main, *errors):
 
 def save_grid(rows, path, tile=128):
     """Draws a picture with a row for each (title, frames uint8 [T, 3, S, S]); a frame has `tile` x `tile` pixels."""
+    import matplotlib
+
+    # DejaVu Sans: pillow's own font has only English letters
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size=14)
     titles, videos = zip(*rows)
     frames = resize(torch.cat(videos), [tile - 2, tile - 2])
     grid = make_grid(frames, nrow=len(videos[0]), padding=2, pad_value=255)[:, 1:-1, 1:-1]
     sheet = ImageOps.expand(to_pil_image(grid), (210, 0, 0, 0), "white")  # pixels for the titles
     draw = ImageDraw.Draw(sheet)
     for y, title in enumerate(titles):
-        draw.text((8, tile * (y + 0.5)), textwrap.fill(title, 24), "black", font_size=16, anchor="lm")
+        draw.text((8, tile * (y + 0.5)), textwrap.fill(title, 24), "black", font, anchor="lm")
     with writing(path) as temporary:
         sheet.save(temporary)
     say(f"drawn: {path}")

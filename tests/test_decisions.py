@@ -166,3 +166,13 @@ def test_an_exported_model_takes_any_number_of_videos(raw, prompts):
     for batch in (video[:1], torch.cat([video, video[:1]])):
         torch.testing.assert_close(exported(batch), module(batch))
         torch.testing.assert_close(traced(batch), module(batch))
+
+
+def test_titles_of_pictures_have_letters_of_other_languages(tmp_path):
+    """Not the same box for each of them."""
+    frames = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    pictures = set()
+    for letter in "äßłжς":
+        data.save_grid([(letter, frames)], tmp_path / "picture.png")
+        pictures.add(Image.open(tmp_path / "picture.png").tobytes())
+    assert len(pictures) == 5
