@@ -192,8 +192,7 @@ def validate(args, model, state, loader):
         losses = state.losses[-(state.step // epoch) :]
         note = f"   training loss {sum(losses) / len(losses):.3f}"
     say_accuracy(f"epoch {epoch:2} of {args.epochs}", results, state.classes, note)
-    results["epoch"] = epoch
-    log(args.out, step=state.step, **results)
+    log(args.out, step=state.step, epoch=epoch, **results)
     state.validations.append(results)
 
 
@@ -346,14 +345,15 @@ def resumable(args):
 
 def report(args, state):
     """Prints the accuracy before training, after the best epoch and after the last one."""
-    before, *_, last = state.validations
-    best = max(reversed(state.validations[1:]), key=lambda result: result["top1"])  # the last of equally good ones
+    epochs = len(state.validations) - 1  # the first validation is that before training
+    best_epoch = max(range(epochs, 0, -1), key=lambda epoch: state.validations[epoch]["top1"])  # of equals the last
+    before, best, last = state.validations[0], state.validations[best_epoch], state.validations[-1]
     for error in sorted({*state.unreadable, *best["unreadable"]}):
         say(f"unreadable {error}")
     say()
     say_accuracy("before training", before, state.classes)
-    say_accuracy(f"best: epoch {best['epoch']}", best, state.classes)
-    say_accuracy(f"last: epoch {last['epoch']}", last, state.classes)
+    say_accuracy(f"best: epoch {best_epoch}", best, state.classes)
+    say_accuracy(f"last: epoch {epochs}", last, state.classes)
     if best["top1"] <= before["top1"]:
         say("no epoch is better than before training")
     minutes, seconds = divmod(round(state.seconds), 60)
@@ -435,6 +435,7 @@ def freeze(model, tune):
 
 
 def main():
+    """Fine-tunes a CLIP on a data set."""
     parser = make_parser(__doc__, PAPER, TINY)
     parser.flag("--tune", "encoders to train; logit_scale is trained with both", ("both", "image", "text"))
     parser.flag("--fusion", "what is averaged over the frames: their embeddings, their logits (decision), or their "
