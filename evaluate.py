@@ -62,12 +62,12 @@ def class_tokens(model, classes):
     return model.tokenizer(texts).to(model.logit_scale.device)
 
 
+@torch.inference_mode()
 def predict(model, loader, tokens, max_unreadable=1.0):
     """The scores of the n videos of an `evaluation_loader`, [n, C], given the tokens [C, L] of the class names: the log
     of the mean probability over the views, up to a constant. Also the labels and errors, as in `collect`."""
     model.eval()
-    with torch.inference_mode():
-        text = model.encode_text(tokens)  # [C, D]
+    text = model.encode_text(tokens)  # [C, D]
 
     def score(video):
         logits = model.compare(video.flatten(0, 1), text)  # [B * V, C]
@@ -77,7 +77,6 @@ def predict(model, loader, tokens, max_unreadable=1.0):
     return collect(loader, tokens.device, score, max_unreadable)
 
 
-@torch.inference_mode()
 def collect(loader, device, compute, max_unreadable=1.0):
     """Applies `compute` to videos [B, V, T, 3, S, S] on the device. Returns what all processes computed in the order of
     the data set, [n, ...], the labels, int64 [n], and n error messages, "" for videos that were read. Raises UserError
@@ -348,8 +347,11 @@ def start(args):
     """Joins the processes that torchrun started, or starts torchrun if --gpus is above 1. Returns the device."""
     launched = dist.is_torchelastic_launched()
     if args.gpus > 1 and not launched:
-        if (args.weights or args.model) in clip.MODELS:
-            clip.load(args.weights or args.model)  # downloads once what all processes need
+        weights = args.weights or args.model
+        resumed = Path(args.out or "", "last.pt").exists()  # needs no other weights
+        if weights in clip.MODELS and weights != "tiny" and not resumed:
+            clip.fetch(clip.MODELS[weights])  # once, before all processes need it
+            clip.fetch(clip.VOCABULARY)
         sys.exit(run_torchrun(args.gpus))
     device = torch.device("cpu")
     backends = "cpu:gloo"
@@ -451,7 +453,8 @@ def saved_settings(trained, typed):
             if trained.get(name):
                 saved[name] = [trained[name]]
         for path in (trained["data"], trained.get("root"), trained.get("val_list")):
-            if path and path not in data.DATASETS and not os.path.exists(path) and "root" not in typed:
+            moved = path and path not in data.DATASETS and not os.path.exists(path)
+            if moved and "root" not in typed:
                 raise UserError(f"{typed['weights']} was trained on {path}, which is not here: give --data or --root")
     return saved
 
@@ -577,6 +580,7 @@ def mean_and_deviation(values):
 
 
 def main():
+    """Evaluates models on data sets, or labels videos; then the files of --out and the tables."""
     args = parse_args()
     device = start(args)
     if args.out:

@@ -87,7 +87,20 @@ def test_weights_are_downloaded_before_the_processes_start(name, call, monkeypat
     """Or each of them would download the same file."""
     done = []
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    monkeypatch.setattr(clip, "load", done.append)
+    monkeypatch.setattr(clip, "fetch", done.append)
     monkeypatch.setattr(evaluate, "run_torchrun", lambda processes: done.append(processes) or 0)
     status, _, errors = call(name, "--data", "ucf101", "--model", "ViT-B/32", "--gpus", "2", "--amp", "off")
-    assert (status, errors, done) == (0, "", ["ViT-B/32", 2])
+    assert (status, errors, done) == (0, "", [clip.MODELS["ViT-B/32"], clip.VOCABULARY, 2])
+
+
+def test_a_resumed_run_downloads_no_weights(call, run, monkeypatch, tmp_path):
+    run("train.py", *SHORT.split()[:-2], "--out", tmp_path)
+    last = torch.load(tmp_path / "last.pt", weights_only=True)
+    last["args"]["model"] = "ViT-B/32"
+    torch.save(last, tmp_path / "last.pt")
+    done = []
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(clip, "fetch", done.append)
+    monkeypatch.setattr(evaluate, "run_torchrun", lambda processes: done.append(processes) or 0)
+    status, _, errors = call("train.py", "--resume", tmp_path, "--gpus", "2")
+    assert (status, errors, done) == (0, "", [2])
