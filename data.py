@@ -501,17 +501,21 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
 
 
 def load_train_val(args):
-    """The training samples, the validation samples and the class names that the flags ask for. Warns of videos that are
-    in both halves."""
+    """The training samples, the validation samples and the class names that the flags ask for."""
     training, names = load_samples(args.data, args.root, args.split, True, args.classes, args.shots, args.seed,
                                    args.train_list, args.labels)
     validation, val_names = load_samples(args.data, args.root, args.split, False, args.classes,
                                          video_list=args.val_list, labels=args.labels)
+    return training, match_validation(validation, val_names, training, names), names
+
+
+def match_validation(validation, val_names, training, names):
+    """The validation samples with the labels of training. Warns of videos that are in both."""
     validation = relabel(validation, val_names, names)
     both = dict(training).keys() & dict(validation).keys()
     if both:
         say(f"warning: {len(both)} videos are in training and in validation, such as {min(both)}")
-    return training, validation, names
+    return validation
 
 
 def relabel(samples, names, all_names):
@@ -553,6 +557,9 @@ def read_dataset(dataset, root, split=1, train=False, labels=None):
             advice = reader.__doc__.replace("{root}", str(root))
         raise UserError(f"the data set is not in {root}: {missing.relative_to(root)} is missing. {advice}") from error
     known = set(names)
+    for name in names:
+        if not isinstance(name, str):
+            raise UserError(f"{reader.__name__}: the class {name!r} is not a str")
     for row in rows:
         if len(row) != 2 or row[1] not in known:
             raise UserError(f"{reader.__name__}: {row!r} is not a pair of a video and one of the classes")
@@ -811,11 +818,10 @@ def find_listed(root, listed, index, unique):
 
 # ---- Lists and tables -----------------------------------------------------------------------------------------------
 
-NUMBERED = r'"?(.+?)"?(?:[\s,;]+[1-9][0-9]*)?[\s,;]+([0-9]+)(?:\.0*)?'  # a line of a list: path, perhaps frames, label
+NUMBERED = r'"?((?!# ).+?)"?[\s,;]+([0-9]+)(?:\.0*)?'  # a line of a list: path and number
 CELL = r'\s*(?:"([^"]+)"|([^,;\t"]+?))\s*'
 TABLE = f"{CELL}[,;\t]{CELL}"  # a line of a table: two cells
-# Empty lines, comments and headings
-SKIPPED = re.compile(r'(?i)$|# |\w*(id|folder|file|filename|path|video|label)[\s,;"]+(name|label|youtube_id)\b')
+HEADING = re.compile(r'(?i)\w*(id|folder|file|filename|path|video|label)[\s,;"]+(name|label|youtube_id)\b')
 
 
 def read_list(path, labels):
@@ -826,14 +832,16 @@ def read_list(path, labels):
     for where, (video, label) in read_lines(path, NUMBERED, "'path label', the label a number"):
         if int(label) not in names:
             raise UserError(f"{where}: {labels} has no class for the label {label}")
-        rows.append((video, names[int(label)]))
+        without_frames = re.sub(r"[\s,;]+[1-9][0-9]*$", "", video)
+        rows.append(((video, without_frames), names[int(label)]))
     return rows, list(names.values())
 
 
 def read_table(path, root):
     """Rows and class names of a table of file,label. The label is a name."""
     rows = [row for _, row in read_lines(path, TABLE, "'file,label', the label a name; numbers need --labels")]
-    for video, _ in rows[:1]:
+    if rows:
+        video, _ = rows[0]
         if not video.lower().endswith(VIDEO_FILES) and not Path(root, video).exists():
             del rows[0]  # a heading, in whatever language
     return rows, sorted({label for _, label in rows})
@@ -853,11 +861,16 @@ def read_names(path):
 
 
 def read_lines(path, pattern, form):
-    """Yields "file, line" and the groups of `pattern` for each line. Raises UserError for a line that does not have the
-    `form`."""
+    """Yields "file, line" and the groups of `pattern` for each line. Skips comments and a heading. Raises UserError for
+    a line that does not have the `form`."""
+    first = True
     for number, line in enumerate(read_text(path).splitlines(), 1):
         line = line.strip()
-        if SKIPPED.match(line):
+        if not line or line.startswith("# "):
+            continue
+        heading = first and HEADING.match(line)
+        first = False
+        if heading:
             continue
         where = f"{path}, line {number}: {line[:100]!r}"
         match = re.fullmatch(pattern, line)
@@ -1094,15 +1107,17 @@ def show_half(half, samples, names):
 
 
 def main():
+    """Prints what is in a data set and draws some of its videos."""
     settings = dict(data="toy", root=None, split=1, out=None)
-    settings |= dict(classes="all", shots=None, seed=0, train_list=None, val_list=None, labels=None)  # without flags
     parser = Parser(__doc__, settings, settings)
     parser.flag("data", DATA_HELP, nargs="?", default="toy")
     parser.flag("--root", "where it is; by default datasets/DATA", Path)
     parser.flag("--split", "official split of UCF101 or HMDB51", (1, 2, 3))
     parser.flag("--out", "the picture to draw; by default DATA.png", Path)
     args = SimpleNamespace(**settings | vars(parser.parse_args()))
-    training, validation, names = load_train_val(args)
+    training, names = load_samples(args.data, args.root, args.split, train=True)
+    validation, val_names = load_samples(args.data, args.root, args.split)
+    validation = match_validation(validation, val_names, training, names)
     show_half("training", training, names)
     show_half("validation", validation, names)
 

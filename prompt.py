@@ -70,6 +70,7 @@ def add_prompts(model, args):
 
 
 def main():
+    """Learns prompts for a frozen model on a data set."""
     parser = train.make_parser(__doc__, PAPER, TINY)
     parser.flag("--ctx", "number of learned tokens in the image and in the text encoder; 0 for none", data.at_least(0),
                 nargs=2)

@@ -522,3 +522,9 @@ def test_a_folder_without_val_is_told_with_what_belongs_there(tmp_path):
     (tmp_path / "train" / "archery").mkdir(parents=True)
     with pytest.raises(data.UserError, match="val is missing. Your own videos: train/<class>"):
         data.load_samples(str(tmp_path))
+
+
+def test_class_names_that_are_numbers_are_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(data.DATASETS, "own", lambda root, split, train: ([("a.mp4", 1)], [1, 2]))
+    with pytest.raises(data.UserError, match="the class 1 is not a str"):
+        data.load_samples("own", tmp_path)

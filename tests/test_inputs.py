@@ -575,3 +575,16 @@ def test_a_table_of_a_spreadsheet_may_have_a_heading_in_any_language(heading, pu
     write(here / "table.csv", f"{heading}gone.mkv;Fräsen\nb.mkv;Drehen\n")
     samples, names = data.load_samples(None, here, video_list=here / "table.csv")
     assert (found(samples, here), names) == ([("gone.mkv", 1), ("b.mkv", 0)], ["Drehen", "Fräsen"])
+
+
+def test_a_folder_of_frames_may_end_with_a_number(put, here):
+    """In a list without numbers of frames, too."""
+    put("clip 12/1.jpg", "clip/1.jpg")
+    assert read(here, "clip 12 0\nclip 3 1\n") == [("clip 12", "a"), ("clip", "b")]
+
+
+@pytest.mark.parametrize("rows", ["v0.avi 0\npath label\n", "v0.avi 0\nvideo label.avi\n"])
+def test_a_heading_below_the_first_video_is_told(rows, put, here):
+    put("v0.avi")
+    with pytest.raises(data.UserError, match="line 2: .* expected 'path label'"):
+        read(here, rows)
