@@ -14,6 +14,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script at once while PyTorch is imported
 
 import argparse
+import atexit
 import contextlib
 import csv
 import functools
@@ -1031,9 +1032,19 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
+def skip_finalization():
+    """Ends one of several processes that has failed. Python's finalization could abort in a thread of gloo, and waiting
+    for the other processes could last forever."""
+    if torch.distributed.is_initialized():
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        os._exit(1)
+
+
 def run(main, *errors):
     """Runs the `main` of a script. UserError and the types in `errors`, a file that may not be read, too little memory
     and Ctrl-C end in one line on stderr. All other errors show their traceback: they are mistakes in the code."""
+    atexit.register(skip_finalization)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace", line_buffering=True)  # file names may not be valid text
     if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):  # not in a shell's background

@@ -33,6 +33,11 @@ import clip, data, evaluate, train
 def fail(*args, **options):
     raise {error}
 
+class Aborts:  # as a thread of gloo may when Python finalizes
+    __del__ = lambda self: os.abort()
+
+aborts = Aborts()
+
 if os.environ["RANK"] in {ranks!r}:
     {function} = fail
 sys.argv[0] = "train.py"
