@@ -50,7 +50,7 @@ TINY = PAPER | dict(frames=8, augment="crop", batch_size=32, warmup_epochs=1, lr
 WEIGHT_DECAY = 1e-3  # in all experiments
 LABEL_SMOOTHING = 0.1
 MAX_LOGIT_SCALE = math.log(100)  # OpenAI's bound: exp(logit_scale) <= 100
-MAX_UNREADABLE = 0.05  # of the videos seen
+MAX_UNREADABLE = 0.05  # of the videos
 BAR = "{percentage:3.0f}% {bar:20} {elapsed} < {remaining} left{postfix}"
 
 
@@ -161,12 +161,14 @@ def train(args, model, state, samples, val_loader):
         state.step += 1
         state.seconds += seconds
         state.losses.append(loss)
-        state.unreadable += errors
         log(args.out, step=state.step, epoch=state.step / steps_per_epoch, loss=loss, lr=lr, gradient_norm=norm,
             skipped=not finite, videos_per_second=speed, data_wait=wait, unreadable=sorted(errors))
         bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {speed:.2f} videos/s, data wait {wait:.0%}")
         bar.update()
-        evaluate.check_unreadable(state.unreadable, state.step * args.batch_size, MAX_UNREADABLE)
+        for error in sorted({*errors} - {*state.unreadable}):
+            say(f"unreadable, replaced by another video: {error}")
+            state.unreadable.append(error)
+        evaluate.check_unreadable(state.unreadable, min(state.step * args.batch_size, len(samples)), MAX_UNREADABLE)
 
         # Validate after each epoch; save then, and every few minutes
         epoch_ends = state.step % steps_per_epoch == 0
@@ -348,17 +350,20 @@ def report(args, state):
     epochs = len(state.validations) - 1  # the first validation is that before training
     best_epoch = max(range(epochs, 0, -1), key=lambda epoch: state.validations[epoch]["top1"])  # of equals the last
     before, best, last = state.validations[0], state.validations[best_epoch], state.validations[-1]
-    for error in sorted({*state.unreadable, *best["unreadable"]}):
-        say(f"unreadable {error}")
+    for error in best["unreadable"]:
+        say(f"unreadable, counted as wrong: {error}")
     say()
     say_accuracy("before training", before, state.classes)
     say_accuracy(f"best: epoch {best_epoch}", best, state.classes)
     say_accuracy(f"last: epoch {epochs}", last, state.classes)
-    if best["top1"] <= before["top1"]:
-        say("no epoch is better than before training")
     minutes, seconds = divmod(round(state.seconds), 60)
     speed = state.step * args.batch_size / state.seconds
-    say(f"{minutes} min {seconds} s of training, {speed:.2f} videos/s\nthe best model is {args.out / 'best.pt'}")
+    say(f"{minutes} min {seconds} s of training without validation, {speed:.2f} videos/s")
+    model = args.out / "best.pt"
+    if best["top1"] <= before["top1"]:
+        model = evaluate.relative(args.weights or args.model)
+        say("no epoch is better than before training")
+    say(f"the best model is {model}")
 
 
 # ---- Command line ---------------------------------------------------------------------------------------------------

@@ -175,8 +175,11 @@ def test_a_few_videos_cannot_be_read(toy_copy, run, tmp_path):
     out = run("train.py", *novel, "--epochs", "1", "--out", tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     logged = {error for record in records for error in record.get("unreadable", [])}
-    listed = {line.removeprefix("unreadable ") for line in out.splitlines() if line.startswith("unreadable")}
+    replaced = re.findall("^unreadable, replaced by another video: (.*)$", out, re.MULTILINE)
+    wrong = re.findall("^unreadable, counted as wrong: (.*)$", out, re.MULTILINE)
+    listed = {*replaced, *wrong}
     assert listed == logged
+    assert len(listed) == len(replaced) + len(wrong)  # each once
     names = {error.split(": ")[0] for error in listed}
     assert {str(path) for path in broken[False]} <= names <= {str(path) for path in broken[True] + broken[False]}
     assert len(names) >= 8  # an epoch leaves out up to a batch of videos

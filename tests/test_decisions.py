@@ -50,9 +50,19 @@ def test_the_end_of_a_run_gives_the_best_and_the_last_epoch(own, run):
     assert float(re.search(r"([0-9.]+) videos/s", end)[1]) > 0
 
 
+def test_a_damaged_video_is_told_once_and_does_not_stop_a_long_run(own, run):
+    damaged = min((own / "own" / "train").rglob("*.avi"))
+    damaged.write_bytes(b"")
+    out = run("train.py", "--data", "own", *SHORT, "--frames", "1", "--batch-size", "15", "--epochs", "12", "--out", "run")
+    errors = re.findall("^unreadable.*$", out, re.MULTILINE)
+    assert errors == [f"unreadable, replaced by another video: {damaged}: Invalid data found when processing input"]
+    assert out.index(errors[0]) < out.index("\nepoch  1 of 12")
+    assert sum(len(step["unreadable"]) for step in read_log(own / "run")[0]) >= 12  # every epoch tries it
+
+
 def test_a_run_that_improves_nothing_says_so_and_is_finished(own, run):
     out = run(*EPOCH, "--lr", "0", "--template", "{}", "--out", "run")
-    assert "no epoch is better than before training" in out
+    assert out.endswith("no epoch is better than before training\nthe best model is tiny\n")
     out = run("train.py", "--resume", "run")
     assert "this run is finished; to train further, start a new one with --weights run/best.pt" in out
 
