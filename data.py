@@ -6,7 +6,7 @@ T of the n frames of a video are used (section 4.1 of the paper; "TSN sampling")
 each of T segments of n // T frames, testing takes the middle frames of T equal segments. Colour jitter, mixing and
 normalisation run on the device. A data set is a list of (path, label) and a list of class names: see `ucf101`.
 
-`python data.py NAME` shows what is on disk and draws what the model will see.
+`python data.py NAME` shows what is on disk and draws what training sees of it, before colours and mixing.
 """
 import signal
 
@@ -502,21 +502,17 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
 
 
 def load_train_val(args):
-    """The training samples, the validation samples and the class names that the flags ask for."""
+    """The training samples, the validation samples and the class names that the flags ask for. Warns of videos that are
+    in both halves."""
     training, names = load_samples(args.data, args.root, args.split, True, args.classes, args.shots, args.seed,
                                    args.train_list, args.labels)
     validation, val_names = load_samples(args.data, args.root, args.split, False, args.classes,
                                          video_list=args.val_list, labels=args.labels)
-    return training, match_validation(validation, val_names, training, names), names
-
-
-def match_validation(validation, val_names, training, names):
-    """The validation samples with the labels of training. Warns of videos that are in both."""
     validation = relabel(validation, val_names, names)
     both = dict(training).keys() & dict(validation).keys()
     if both:
         say(f"warning: {len(both)} videos are in training and in validation, such as {min(both)}")
-    return validation
+    return training, validation, names
 
 
 def relabel(samples, names, all_names):
@@ -830,7 +826,7 @@ def read_list(path, labels):
     label". The numbers are those of the names in the file `labels`."""
     names = read_names(labels)
     rows = []
-    for where, (video, label) in read_lines(path, NUMBERED, "'path label', the label a number"):
+    for where, (video, label) in read_lines(path, NUMBERED, "'path label', a number; file,label needs no --labels"):
         if int(label) not in names:
             raise UserError(f"{where}: {labels} has no class for the label {label}")
         without_frames = re.sub(r"[\s,;]+[1-9][0-9]*$", "", video)
@@ -1119,26 +1115,27 @@ def show_half(half, samples, names):
 
 def main():
     """Prints what is in a data set and draws some of its videos."""
-    settings = dict(data="toy", root=None, split=1, out=None)
+    settings = dict(data=None, root=None, split=1, classes="all", train_list=None, val_list=None, labels=None,
+                    frames=8, shots=None, augment="crop", seed=1024, out=None)
     parser = Parser(__doc__, settings, settings)
-    parser.flag("data", DATA_HELP, nargs="?", default="toy")
-    parser.flag("--root", "where it is; by default datasets/DATA", Path)
-    parser.flag("--split", "official split of UCF101 or HMDB51", (1, 2, 3))
+    parser.flag("data", "the same as --data", nargs="?")
+    add_data_flags(parser, training=True)
     parser.flag("--out", "the picture to draw; by default DATA.png", Path)
     args = SimpleNamespace(**settings | vars(parser.parse_args()))
-    training, names = load_samples(args.data, args.root, args.split, train=True)
-    validation, val_names = load_samples(args.data, args.root, args.split)
-    validation = match_validation(validation, val_names, training, names)
+    check_lists(parser, args)
+    if not args.val_list:
+        args.data = args.data or "toy"
+    training, validation, names = load_train_val(args)
     show_half("training", training, names)
     show_half("validation", validation, names)
 
     image_size = 64 if args.data == "toy" else 224
-    dataset = VideoDataset(training, 8, image_size, train=True, classes=names)
+    dataset = VideoDataset(training, args.frames, image_size, True, args.seed, names, args.augment)
     rows = []
     for index in range(0, len(training), math.ceil(len(training) / 10)):
         video, label, _, _ = dataset[0, index]
         rows.append((names[label], video))
-    save_grid(rows, args.out or Path(f"{Path(args.data).resolve().name}.png"))
+    save_grid(rows, args.out or Path(f"{Path(args.data or args.train_list).resolve().stem}.png"))
 
 
 if __name__ == "__main__":

@@ -228,8 +228,8 @@ def draw_attention(models, scores, errors, classes, clips, path):
 
 
 def draw_mistakes(scores, errors, classes, clips, path):
-    """Draws the ten most confident mistakes in the data set `clips`: the file, its class, the one that it was taken
-    for, and its frames."""
+    """Draws the ten most confident mistakes in the data set `clips`: the file and its folder, its class, the one
+    that it was taken for, and its frames."""
     probabilities, predictions = scores.softmax(dim=-1).max(dim=-1)
     rows = []
     for i in probabilities.argsort(descending=True).tolist():
@@ -237,7 +237,7 @@ def draw_mistakes(scores, errors, classes, clips, path):
         if predictions[i] != label and not errors[i] and len(rows) < 10:
             [video], *_ = clips[0, i]
             taken_for = f"{classes[predictions[i]]}, {probabilities[i]:.1%}"
-            rows.append((f"{file.name}: {classes[label]} taken for {taken_for}", video))
+            rows.append((f"{Path(*file.parts[-2:])}: {classes[label]} taken for {taken_for}", video))
     if rows:
         data.save_grid(rows, path)
 
@@ -445,17 +445,23 @@ def parse_args():
 
 def saved_settings(trained, typed):
     """What an evaluation takes from the settings of a training run: model and frames and, unless others are asked for,
-    the data."""
+    the data. Another list has its videos in the same folder as that of the training."""
     saved = {name: trained[name] for name in ("model", "frames") if name in trained}
-    if trained and not {"val_list", "video"} & typed.keys() and typed.get("data") in (None, trained["data"]):
-        saved |= {"data": trained["data"], "root": trained.get("root")}
+    if not trained or "video" in typed or typed.get("data", trained["data"]) != trained["data"]:
+        return saved
+    if "val_list" not in typed:
         for name in ("split", "classes", "val_list", "labels"):
             if trained.get(name):
                 saved[name] = [trained[name]]
-        for path in (trained["data"], trained.get("root"), trained.get("val_list")):
-            moved = path and path not in data.DATASETS and not os.path.exists(path)
-            if moved and "root" not in typed:
-                raise UserError(f"{typed['weights']} was trained on {path}, which is not here: give --data or --root")
+    elif not trained.get("val_list"):
+        return saved
+    saved |= {"data": trained["data"], "root": trained.get("root")}
+    for flag in ("data", "root", "val_list"):
+        path = trained.get(flag)
+        moved = path and path not in data.DATASETS and not os.path.exists(path)
+        if moved and not {"root", flag} & typed.keys():
+            flag = flag.replace("_", "-")
+            raise UserError(f"{typed['weights']} was trained on {path}, which is not here: give --{flag}")
     return saved
 
 
@@ -562,8 +568,10 @@ def report(runs):
             means = [statistics.harmonic_mean([base["top1"], novel["top1"]]) for base, novel in pairs]
             say(f"{model:{width}}  {'harmonic mean':13}  {mean_and_deviation(means):>12}")
     last = runs[-1]
-    split = relative(str(last["split"]))
-    say(f"\nworst of {last['classes']} classes, {last['model']}, split {split}: top-1, number of videos, taken for")
+    title = f"worst of {last['classes']} classes, {last['model']}"
+    if len(runs) > 1:
+        title += f", split {relative(str(last['split']))}"
+    say(f"\n{title}: top-1, number of videos, taken for")
     for row in last["per_class"][:10]:
         mistakes = ", ".join(f"{count} {name}" for name, count in row["taken_for"].items())
         say(f"{row['top1']:5.1f} %  {row['count']:4}  {row['class']}: {mistakes or 'all right'}")
@@ -599,8 +607,12 @@ def main():
         suffix = f"-{number}" if len(parts) > 1 else ""
         if not classes:
             classes = model.classes
-        elif own and kind == "all" and set(classes) <= set(model.classes or []):  # some may have no validation video
-            samples, classes = data.relabel(samples, classes, model.classes), model.classes
+        elif own and kind == "all" and model.classes:
+            new = [name for name in classes if name not in model.classes]
+            if new:
+                say(f"not trained on {len(new)} of the classes, such as {new[0]}")
+            else:  # some may have no validation video
+                samples, classes = data.relabel(samples, classes, model.classes), model.classes
         loader = evaluation_loader(samples, args.frames, model.image_size, batch_size, args.workers, *args.views)
         videos, texts = {}, {}
         for name, model in models.items():

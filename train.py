@@ -325,7 +325,7 @@ def describe(args, model, state):
     say(f"""\
 model      {weights}, {trained:,} parameters to train ({args.tune}), {prompt}
 frozen     {', '.join(sorted(frozen))}
-data       {videos}, split {args.split}, {args.classes} classes: {len(state.classes)}
+data       {videos}, {args.classes} classes: {len(state.classes)}
 videos     {state.videos} to train, {state.validations[0]["count"]} to validate; {args.frames} frames, \
 {model.image_size} pixels
 training   {args.epochs} epochs of {steps} steps of {args.batch_size} videos, {left_out} left out of each; learning \

@@ -53,7 +53,7 @@ def test_the_end_of_a_run_gives_the_best_and_the_last_epoch(own, run):
 def test_a_damaged_video_is_told_once_and_does_not_stop_a_long_run(own, run):
     damaged = min((own / "own" / "train").rglob("*.avi"))
     damaged.write_bytes(b"")
-    out = run("train.py", "--data", "own", *SHORT, "--frames", "1", "--batch-size", "15", "--epochs", "12", "--out", "run")
+    out = run("train.py", "--data", "own", *SHORT, "--batch-size", "15", "--epochs", "12", "--out", "run")
     errors = re.findall("^unreadable.*$", out, re.MULTILINE)
     assert errors == [f"unreadable, replaced by another video: {damaged}: Invalid data found when processing input"]
     assert out.index(errors[0]) < out.index("\nepoch  1 of 12")
@@ -93,7 +93,7 @@ def test_mistakes_are_drawn_with_the_most_confident_first(run, tmp_path, monkeyp
     (rows,) = drawn
     assert len(rows) == 10
     for (title, frames), row in zip(rows, wrong):
-        name = row["video"].split("/")[-1]
+        name = "/".join(row["video"].split("/")[-2:])
         probability = f"{100 * float(row['probability']):.1f}%"
         assert title == f"{name}: {row['class']} taken for {row['prediction']}, {probability}"
         assert torch.equal(frames, data.center_crop(data.read_video(row["video"], 2, short_side=73), 64))
@@ -117,6 +117,37 @@ def test_a_checkpoint_of_another_machine_tells_that_its_data_is_not_here(own, ru
     assert f"run/best.pt was trained on {own / 'own'}, which is not here: give --data" in errors
     run("evaluate.py", "--weights", "run/best.pt", "--data", "moved", "--workers", "0", "--out", "results")
     assert read_results(own / "results")["count"] == 12
+
+
+@pytest.fixture
+def listed(own):
+    """Tables of the same videos below own/, train.csv and val.csv, and more.csv with a class that is new."""
+    for half in ("train", "val"):
+        rows = [f"{path.relative_to(own / 'own')},{path.parent.name}\n" for path in (own / "own" / half).rglob("*.avi")]
+        (own / f"{half}.csv").write_text("".join(sorted(rows)))
+    (own / "more.csv").write_text("".join(sorted(rows)) + rows[0].replace(",", ",not "))
+    return "--train-list", "train.csv", "--val-list", "val.csv", "--root", "own"
+
+
+def test_tables_are_looked_at_before_training(listed, own, run, call):
+    out = run("data.py", *listed)
+    assert re.findall("([0-9]+) videos of 3 classes", out) == ["15", "12"]
+    assert Image.open(own / "train.png").size == (210 + 8 * 128, 8 * 128)
+    (own / "names.csv").write_text("id,name\n0,a\n1,b\n2,c\n")
+    status, _, errors = call("data.py", *listed, "--labels", "names.csv")
+    assert (status, "file,label needs no --labels" in errors) == (1, True)
+
+
+def test_another_list_has_its_videos_in_the_folder_of_the_training(listed, own, run, call):
+    run("train.py", *listed, *EPOCH[3:], "--out", "run")
+    weights = ("evaluate.py", "--weights", "run/best.pt", "--workers", "0")
+    out = run(*weights, "--val-list", "more.csv", "--out", "results")
+    assert re.search("^not trained on 1 of the classes, such as not ", out, re.MULTILINE)
+    assert read_results(own / "results")["count"] == 13
+    assert "not trained" not in run(*weights)
+    (own / "own").rename(own / "moved")
+    status, _, errors = call(*weights, "--val-list", "more.csv")
+    assert (status, f"was trained on {own / 'own'}, which is not here: give --root" in errors) == (1, True)
 
 
 def test_prompts_are_learned_from_all_videos_of_a_folder(own, run):
