@@ -466,9 +466,11 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
         rows, names = read_table(video_list, root)
     else:
         rows, names = read_dataset(dataset, root, split, train, labels)
-    for name, count in Counter(map(as_read, names)).items():
-        if count > 1:
-            raise UserError(f"two classes have the same name, {name!r}: no model can tell them apart")
+    spelled = {}
+    for name in names:
+        if as_read(name) in spelled:
+            raise UserError(f"the same class for any model, two classes here: {spelled[as_read(name)]!r} and {name!r}")
+        spelled[as_read(name)] = name
 
     if classes != "all":
         training_rows, _ = read_dataset(dataset, root, train=True, labels=labels)  # of split 1, whatever is loaded
@@ -489,16 +491,24 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
         raise UserError(f"{video_list or root} lists no videos")
     half = "training" if train else "validation"
     if len(missing) == len(rows):
-        raise UserError(f"no {half} video is on disk; looked for {missing[0]}")
+        raise UserError(f"no {half} video is on disk (see --root); looked for {missing[0]}")
     if missing:
         say(f"{len(missing)} of the {len(rows)} {half} videos are not on disk, such as {missing[0]}")
+    twice = [path for path, count in Counter(path for path, _ in dict.fromkeys(samples)).items() if count > 1]
+    if twice:
+        say(f"warning: {len(twice)} {half} videos have two classes, such as {twice[0]}")
     if train and shots:
         samples = draw_shots(samples, shots, seed)
+    tell_empty(samples, names, half)
+    return samples, names
+
+
+def tell_empty(samples, names, half):
+    """Names the classes without videos."""
     seen = {number for _, number in samples}
     empty = [name for number, name in enumerate(names) if number not in seen]
     if empty:
         say(f"{len(empty)} of the {len(names)} classes have no {half} videos, such as {', '.join(empty[:5])}")
-    return samples, names
 
 
 def load_train_val(args):
@@ -509,6 +519,8 @@ def load_train_val(args):
     validation, val_names = load_samples(args.data, args.root, args.split, False, args.classes,
                                          video_list=args.val_list, labels=args.labels)
     validation = relabel(validation, val_names, names)
+    if args.val_list:  # which may have fewer classes
+        tell_empty(validation, names, "validation")
     both = dict(training).keys() & dict(validation).keys()
     if both:
         say(f"warning: {len(both)} videos are in training and in validation, such as {min(both)}")
@@ -574,8 +586,7 @@ def rename_classes(dataset, names, labels):
         if len(new_names) != len(names):
             raise UserError(f"--labels {labels} has {len(new_names)} names, and {dataset} {len(names)} classes")
         return dict(zip(names, new_names.values()))
-    table = read_lines(labels, TABLE, "folder,name")
-    renamed = {words(folder): name for _, (folder, name) in table}
+    renamed = {words(folder): name for _, (folder, name) in read_columns(labels, "folder,name")}
     for name in names:
         if name not in renamed:
             raise UserError(f"--labels {labels} has no row for the folder {name!r}")
@@ -816,8 +827,6 @@ def find_listed(root, listed, index, unique):
 # ---- Lists and tables -----------------------------------------------------------------------------------------------
 
 NUMBERED = r'"?((?!# ).+?)"?[\s,;]+([0-9]+)(?:\.0*)?'  # a line of a list: path and number
-CELL = r'\s*(?:"([^"]+)"|([^,;\t"]+?))\s*'
-TABLE = f"{CELL}[,;\t]{CELL}"  # a line of a table: two cells
 HEADING = re.compile(r'(?i)\w*(id|folder|file|filename|path|video|label)[\s,;"]+(name|label|youtube_id)\b')
 
 
@@ -836,7 +845,9 @@ def read_list(path, labels):
 
 def read_table(path, root):
     """Rows and class names of a table of file,label. The label is a name."""
-    rows = [row for _, row in read_lines(path, TABLE, "'file,label', the label a name; numbers need --labels")]
+    rows = []
+    for _, (video, label) in read_columns(path, "file,label; a list with numbers needs --labels"):
+        rows.append((video, unicodedata.normalize("NFC", label)))
     if rows:
         video, _ = rows[0]
         if not video.lower().endswith(VIDEO_FILES) and not Path(root, video).exists():
@@ -850,16 +861,42 @@ def read_names(path):
     if not str(path).endswith((".csv", ".tsv")):
         pattern, form = r'(?![0-9]+\s)([^\[\]{}",;\t\0]+)', "a name on each line or, in a .csv file, id,name"
         return dict(enumerate(name for _, (name,) in read_lines(path, pattern, form)))
-    for where, (number, name) in read_lines(path, rf"([0-9]+)\s*[,;\t]{CELL}", "id,name"):
-        if int(number) in names:
-            raise UserError(f"{where}: expected each number once")
+    for where, (number, name) in read_columns(path, "id,name"):
+        if not number.isdecimal() or int(number) in names:
+            raise UserError(f"{where}: expected id,name, each id a number of its own")
         names[int(number)] = name
     return dict(sorted(names.items()))
 
 
 def read_lines(path, pattern, form):
-    """Yields "file, line" and the groups of `pattern` for each line. Skips comments and a heading. Raises UserError for
-    a line that does not have the `form`."""
+    """Yields "file, line" and the groups of `pattern` for each line of a list. Raises UserError for a line that does
+    not have the `form`."""
+    for where, line in find_lines(path):
+        match = re.fullmatch(pattern, line)
+        if not match:
+            raise UserError(f"{where}: expected {form}")
+        yield where, match.groups()
+
+
+def read_columns(path, form):
+    """Yields "file, line" and the two cells of each row of a table. They are separated by what the first row has: a
+    semicolon, a tab or a comma. Empty columns do not count. Raises UserError for a row of another form."""
+    separator = None
+    for where, line in find_lines(path):
+        separator = separator or next((mark for mark in ";\t" if mark in line), ",")
+        try:
+            [row] = csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True)
+        except csv.Error as error:
+            raise UserError(f"{where}: {error}") from error
+        cells = [cell.strip() for cell in row]
+        if any(cells):
+            if len(cells) < 2 or not all(cells[:2]) or any(cells[2:]):
+                raise UserError(f"{where}: expected two columns with {separator!r} between them, {form}")
+            yield where, cells[:2]
+
+
+def find_lines(path):
+    """Yields "file, line" and the text of each line that is not empty, a comment or, the first one, a heading."""
     first = True
     for number, line in enumerate(read_text(path).splitlines(), 1):
         line = line.strip()
@@ -867,13 +904,8 @@ def read_lines(path, pattern, form):
             continue
         heading = first and HEADING.match(line)
         first = False
-        if heading:
-            continue
-        where = f"{path}, line {number}: {line[:100]!r}"
-        match = re.fullmatch(pattern, line)
-        if not match:
-            raise UserError(f"{where}: expected {form}")
-        yield where, list(filter(None, match.groups()))
+        if not heading:
+            yield f"{path}, line {number}: {line[:100]!r}", line
 
 
 def read_text(path):
@@ -1102,8 +1134,8 @@ def save_grid(rows, path, tile=128):
 def show_half(half, samples, names):
     """Prints the counts of one half of a data set, and which of a hundred of its videos cannot be read."""
     sizes = np.bincount([label for _, label in samples], minlength=len(names))
-    say(f"{half}:\n  {len(samples)} videos of {len(names)} classes, {names[0]} ... {names[-1]}: "
-        f"{sizes.min()} to {sizes.max()} of each")
+    smallest = ", ".join(f"{names[i]} ({sizes[i]})" for i in sizes.argsort(kind="stable")[:5])
+    say(f"{half}:\n  {len(samples)} videos of {len(names)} classes, the smallest: {smallest}")
     dataset = VideoDataset(samples, num_frames=1, image_size=8, train=False)
     tried = range(0, len(samples), math.ceil(len(samples) / 100))
     clips = thread_map(lambda index: dataset[0, index], tried, desc="read", leave=False, disable=None)

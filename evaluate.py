@@ -228,9 +228,10 @@ def draw_attention(models, scores, errors, classes, clips, path):
 
 
 def draw_mistakes(scores, errors, classes, clips, path):
-    """Draws the ten most confident mistakes in the data set `clips`: the file and its folder, its class, the one
-    that it was taken for, and its frames."""
+    """Draws the ten most confident mistakes in the data set `clips`, if there are any: the file and its folder, its
+    class, the one that it was taken for, and its frames."""
     probabilities, predictions = scores.softmax(dim=-1).max(dim=-1)
+    path.unlink(missing_ok=True)  # of an earlier evaluation
     rows = []
     for i in probabilities.argsort(descending=True).tolist():
         file, label = clips.samples[i]
@@ -568,10 +569,8 @@ def report(runs):
             means = [statistics.harmonic_mean([base["top1"], novel["top1"]]) for base, novel in pairs]
             say(f"{model:{width}}  {'harmonic mean':13}  {mean_and_deviation(means):>12}")
     last = runs[-1]
-    title = f"worst of {last['classes']} classes, {last['model']}"
-    if len(runs) > 1:
-        title += f", split {relative(str(last['split']))}"
-    say(f"\n{title}: top-1, number of videos, taken for")
+    split = relative(str(last["split"]))
+    say(f"\nworst of {last['classes']} classes, {last['model']}, split {split}: top-1, number of videos, taken for")
     for row in last["per_class"][:10]:
         mistakes = ", ".join(f"{count} {name}" for name, count in row["taken_for"].items())
         say(f"{row['top1']:5.1f} %  {row['count']:4}  {row['class']}: {mistakes or 'all right'}")

@@ -53,7 +53,7 @@ def only_line(name, errors):
     (["evaluate.py", "--frames", f"{10 ** 12}", "--workers", "0"], 1, "out of memory; try fewer --frames"),
     (["evaluate.py", "--split", "4"], 2, "--split: invalid choice"),
     (["evaluate.py", "--views", "4x2"], 2, "--views: '4x2' is not a number of clips x 1 or 3 crops"),
-    (["evaluate.py", "--val-list", "LICENSE"], 1, "LICENSE, line 1: 'MIT License': expected 'file,label', the label a"),
+    (["evaluate.py", "--val-list", "LICENSE"], 1, "LICENSE, line 1: 'MIT License': expected two columns with"),
     (["evaluate.py", "--val-list", "x", "--labels", "y", "--classes", "base"], 2, "--classes cannot be combined with"),
     (["evaluate.py", "--val-list", "x", "--labels", "y", "--split", "2"], 2, "--split cannot be combined with"),
     (["evaluate.py", "--val-list", "x", "--labels", "y", "z"], 2, "--labels: give one file, or one for each of the"),
@@ -208,7 +208,8 @@ def test_no_video_can_be_read(toy_copy, call, tmp_path):
     for name in ("train.py", "evaluate.py", "data.py"):
         status, _, errors = call(name, *(("ucf101", "--root", tmp_path / "toy") if name == "data.py" else toy_copy))
         assert status == 1
-        assert re.search("no (training|validation) video is on disk; looked for .*/v_.*avi", only_line(name, errors))
+        assert re.search(r"no (training|validation) video is on disk \(see --root\); looked for .*/v_.*avi",
+                         only_line(name, errors))
 
 
 def test_videos_of_unusual_kinds_are_read(run, tmp_path):

@@ -500,12 +500,12 @@ def test_looking_at_a_data_set_tells_what_is_there_and_what_is_wrong(ucf101, tmp
     assert run("data.py", "ucf101", "--root", ucf101, "--split", "2", "--out", sheet) == f"""\
 1 of the 4 training videos are not on disk, such as {files[1]}
 training:
-  4 videos of 2 classes, apply eye makeup ... yo yo: 2 to 2 of each
+  4 videos of 2 classes, the smallest: apply eye makeup (2), yo yo (2)
   4 tried: 2 unreadable
   unreadable {files[1]}: there is no such file
   unreadable {files[2]}: Invalid data found when processing input
 validation:
-  2 videos of 2 classes, apply eye makeup ... yo yo: 1 to 1 of each
+  2 videos of 2 classes, the smallest: apply eye makeup (1), yo yo (1)
   2 tried: 0 unreadable
 drawn: {sheet}
 """

@@ -100,6 +100,14 @@ def test_mistakes_are_drawn_with_the_most_confident_first(run, tmp_path, monkeyp
     assert Image.open(tmp_path / "mistakes.png").size == (210 + 2 * 128, 10 * 128)
 
 
+def test_no_picture_of_earlier_mistakes_stays_where_there_are_none(tmp_path):
+    path = tmp_path / "mistakes.png"
+    path.write_bytes(b"earlier")
+    clips = data.VideoDataset([("a.mp4", 0), ("b.mp4", 1)], 1, 8, train=False)
+    evaluate.draw_mistakes(torch.eye(2), ["", ""], ["a", "b"], clips, path)
+    assert not path.exists()
+
+
 def test_nothing_is_written_without_a_folder(own, run, call):
     run("evaluate.py", "--video", "own", "--labels", "one, two", *SHORT)
     run("evaluate.py", "--data", "own", *SHORT)
@@ -133,6 +141,13 @@ def test_tables_are_looked_at_before_training(listed, own, run, call):
     out = run("data.py", *listed)
     assert re.findall("([0-9]+) videos of 3 classes", out) == ["15", "12"]
     assert Image.open(own / "train.png").size == (210 + 8 * 128, 8 * 128)
+    rows = (own / "train.csv").read_text().splitlines()
+    misspelt = rows[0].split(",")[0] + ",misspelt"
+    (own / "train.csv").write_text("\n".join([*rows, misspelt]))
+    out = run("data.py", *listed)
+    assert re.search(r"16 videos of 4 classes, the smallest: misspelt \(1\), ", out)
+    assert re.search("1 of the 4 classes have no validation videos, such as misspelt", out)
+    assert re.search(f"warning: 1 training videos have two classes, such as .*{misspelt.split(',')[0]}", out)
     (own / "names.csv").write_text("id,name\n0,a\n1,b\n2,c\n")
     status, _, errors = call("data.py", *listed, "--labels", "names.csv")
     assert (status, "file,label needs no --labels" in errors) == (1, True)

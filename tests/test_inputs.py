@@ -565,16 +565,38 @@ def test_weights_are_refused_where_heads_are_not_64_wide(vision, text, accepted,
             clip.load("x.pt")
 
 
-@pytest.mark.parametrize("heading", ["", "file,label\n", "Datei;Tätigkeit\r\n", "\ufeff名前,クラス\n"])
+@pytest.mark.parametrize("heading", ["", "file;label\n", "Datei;Tätigkeit\r\n", "\ufeff名前,クラス\n"])
 def test_a_table_of_a_spreadsheet_may_have_a_heading_in_any_language(heading, put, here):
     """Its first video may be a folder of frames, or be missing."""
     put("clip/1.jpg", "b.mkv")
-    write(here / "table.csv", f"{heading}clip;Fräsen\nb.mkv;Drehen\n")
+    mark = "," if "," in heading else ";"
+    write(here / "table.csv", f"{heading}clip{mark}Fräsen\nb.mkv{mark}Drehen\n")
     samples, names = data.load_samples(None, here, video_list=here / "table.csv")
     assert (found(samples, here), names) == ([("clip", 1), ("b.mkv", 0)], ["Drehen", "Fräsen"])
-    write(here / "table.csv", f"{heading}gone.mkv;Fräsen\nb.mkv;Drehen\n")
+    write(here / "table.csv", f"{heading}gone.mkv{mark}Fräsen\nb.mkv{mark}Drehen\n")
     samples, names = data.load_samples(None, here, video_list=here / "table.csv")
     assert (found(samples, here), names) == ([("gone.mkv", 1), ("b.mkv", 0)], ["Drehen", "Fräsen"])
+
+
+@pytest.mark.parametrize(("table", "line"), [
+    ("a, b.mkv;x\nc.mkv;y\n", None), ('"a, b.mkv",x\nc.mkv,y\n', None), ("a, b.mkv\tx\nc.mkv\ty\n", None),
+    ("file;label;;\na, b.mkv;x;;\n;;;\nc.mkv;y;;\n", None), ('"a, b.mkv"; x \n"c.mkv" ; "y"\n', "line 2"),
+    ("a, b.mkv;x\nc.mkv;\n", "line 2"), ("a, b.mkv,x\nc.mkv,y\n", "line 1"), ("file|label\nc.mkv|y\n", "line 1"),
+    ("a, b.mkv;x;left-handed\n", "line 1"), ("1;a, b.mkv;x\n", "line 1"), ('a, b.mkv;"x\nc.mkv;y"\n', "line 1")])
+def test_a_table_has_two_columns_with_the_same_mark_between_them(table, line, put, here):
+    put("a, b.mkv", "c.mkv")
+    if line:
+        with pytest.raises(data.UserError, match=rf"table.csv, {line}: "):
+            data.load_samples(None, here, video_list=write(here / "table.csv", table))
+    else:
+        samples, names = data.load_samples(None, here, video_list=write(here / "table.csv", table))
+        assert (found(samples, here), names) == ([("a, b.mkv", 0), ("c.mkv", 1)], ["x", "y"])
+
+
+def test_class_names_of_a_table_have_one_unicode_form(put, here):
+    put("a.mkv", "b.mkv", "c.mkv")
+    table = "a.mkv,S\u00e4gen\nb.mkv,Sa\u0308gen\nc.mkv,Bohren\n"
+    assert data.load_samples(None, here, video_list=write(here / "table.csv", table))[1] == ["Bohren", "S\u00e4gen"]
 
 
 def test_a_folder_of_frames_may_end_with_a_number(put, here):

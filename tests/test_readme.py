@@ -119,11 +119,12 @@ def test_the_table_of_runs_of_the_readme(run, tmp_path, monkeypatch, capsys):
             "--warmup-epochs", "0", "--workers", "0", "--seed", seed)
     (tmp_path / "runs" / "toy" / "best.pt").unlink()
     exec(snippet("import json, pathlib"), {})
-    rows = capsys.readouterr().out.splitlines()
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert heading == "run, weights, epochs, lr, augment, seed; top-1 before, best, last"
     for row, name, seed in zip(rows, ("toy", "toy-2"), (1, 2), strict=True):
         _, (before, *epochs) = read_log(tmp_path / "runs" / name)
         before, *top1 = [round(result["top1"], 1) for result in (before, *epochs)]
-        assert row == f"{name} {seed} 0.0008 [{before}] {max(top1)} [{top1[-1]}]"
+        assert row == f"{name} None 2 0.0008 crop {seed} [{before}] {max(top1)} [{top1[-1]}]"
 
 
 def test_weights_go_on_in_other_libraries(stand_ins, monkeypatch):
