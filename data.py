@@ -137,6 +137,9 @@ def read_groups(container, stream):
         for packet in container.demux(stream):
             if packet.size:
                 packets.append(packet)
+    if container.format.name == "avi" and stream.codec_context.has_b_frames:
+        for packet in packets:
+            packet.pts = None  # AVI has no times of display, and FFmpeg may guess wrong ones: frames are counted
     groups = [[]]
     earliest = math.inf
     for packet in reversed(packets):
@@ -849,16 +852,20 @@ def read_table(path, root):
     for _, (video, label) in read_columns(path, "file,label; a list with numbers needs --labels"):
         rows.append((video, unicodedata.normalize("NFC", label)))
     if rows:
-        video, _ = rows[0]
-        if not video.lower().endswith(VIDEO_FILES) and not Path(root, video).exists():
+        video, label = rows[0]
+        known = video.lower().endswith(VIDEO_FILES) or Path(root, video).exists() or label in dict(rows[1:]).values()
+        if not known:
             del rows[0]  # a heading, in whatever language
-    return rows, sorted({label for _, label in rows})
+    names = sorted({label for _, label in rows})
+    if names and all(map(str.isdecimal, names)):
+        raise UserError(f"{path}: the labels are numbers; give their names with --labels")
+    return rows, names
 
 
 def read_names(path):
     """Class names by number, {int: str}: a table of id,name or, in a file of another ending, a name on each line."""
     names = {}
-    if not str(path).endswith((".csv", ".tsv")):
+    if not str(path).lower().endswith((".csv", ".tsv")):
         pattern, form = r'(?![0-9]+\s)([^\[\]{}",;\t\0]+)', "a name on each line or, in a .csv file, id,name"
         return dict(enumerate(name for _, (name,) in read_lines(path, pattern, form)))
     for where, (number, name) in read_columns(path, "id,name"):
@@ -1004,6 +1011,8 @@ def check_lists(parser, args):
     """Refuses lists that are given in part, or along with flags that they replace."""
     if args.val_list and args.classes not in ("all", ["all"]):
         parser.error("--classes cannot be combined with lists")
+    if args.val_list and args.split not in (1, [1]):
+        parser.error("--split cannot be combined with lists")
     if hasattr(args, "train_list") and bool(args.train_list) != bool(args.val_list):
         parser.error("give both --train-list and --val-list")
 
@@ -1127,7 +1136,7 @@ def save_grid(rows, path, tile=128):
     for y, title in enumerate(titles):
         draw.text((8, tile * (y + 0.5)), textwrap.fill(title, 24), "black", font, anchor="lm")
     with writing(path) as temporary:
-        sheet.save(temporary)
+        sheet.save(temporary, "png")
     say(f"drawn: {path}")
 
 

@@ -224,7 +224,7 @@ def draw_attention(models, scores, errors, classes, clips, path):
             light = attention(model, video.to(model.logit_scale.device))[:, None]
             light = F.interpolate(light, video.shape[-2:], mode="bicubic").clamp(0, 1)
             rows.append((name, (video * (0.15 + 0.85 * light)).byte()))
-        data.save_grid(rows, path.with_name(f"{path.name}-{number}-{file.stem}.png"))
+        data.save_grid(rows, path.with_name(f"{path.name}-{number}-{file.stem[:100]}.png"))
 
 
 def draw_mistakes(scores, errors, classes, clips, path):
@@ -273,7 +273,7 @@ def save_embeddings(videos, texts, samples, errors, classes, path):
         points = points @ torch.linalg.eigh(points.T @ points).eigenvectors[:, [-1, -2]]  # of the largest variance
         for i, name in enumerate(classes[:70]):  # as many as there are pairs of a colour and a marker
             x, y = points[labels == i].T
-            axes.scatter(x, y, s=22, color=f"C{i % 10}", marker="os^DvPX"[i % 7], label=name)
+            axes.scatter(x, y, s=22, color=f"C{i % 10}", marker="os^DvPX"[i % 7], label=name.replace("$", r"\$"))
         axes.set(xticks=[], yticks=[], xlabel=f"principal component 1\n{model}", ylabel="principal component 2")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", ncols=2, fontsize=8)
     with data.writing(path.with_suffix(".png")) as temporary:
@@ -313,6 +313,8 @@ def choose_settings(typed, saved, paper, tiny):
         chosen["data"] = "toy"
     if chosen.get("weights") in clip.MODELS:
         chosen.setdefault("model", chosen["weights"])
+    if chosen.get("val_list") and not chosen.get("data"):
+        chosen["root"] = chosen.get("root") or os.getcwd()
     if not chosen.get("model"):
         chosen["model"] = "tiny" if chosen.get("data") == "toy" else "ViT-B/16"
     block = tiny if chosen["model"] == "tiny" else paper
@@ -418,8 +420,10 @@ def parse_args():
     if (args.attention or args.embeddings) and not args.out:
         parser.error("--attention and --embeddings need --out, the folder for their files")
     args.before = None  # the model that the training of --weights started from
-    args.before_activation = trained.get("activation")
+    args.before_activation = None
     if args.weights:
+        if "model" not in typed:
+            args.before_activation = trained.get("activation")
         args.before = typed.get("model") or trained.get("weights") or trained.get("model")
     choose_device(parser, args)
     views = re.fullmatch("([1-9][0-9]*)x([13])", args.views)
@@ -437,8 +441,6 @@ def parse_args():
             parser.error("--video cannot be combined with --embeddings")
         return args
     data.check_lists(parser, args)
-    if args.val_list and args.split != [1]:
-        parser.error("--split cannot be combined with --val-list: give several lists")
     if args.val_list and args.labels and len(args.labels) not in (1, len(args.val_list)):
         parser.error("--labels: give one file, or one for each of the lists")
     return args
@@ -457,11 +459,10 @@ def saved_settings(trained, typed):
     elif not trained.get("val_list"):
         return saved
     saved |= {"data": trained["data"], "root": trained.get("root")}
-    for flag in ("data", "root", "val_list"):
-        path = trained.get(flag)
+    for name, flag in (("data", "root"), ("root", "root"), ("val_list", "val-list")):
+        path = trained.get(name)
         moved = path and path not in data.DATASETS and not os.path.exists(path)
-        if moved and not {"root", flag} & typed.keys():
-            flag = flag.replace("_", "-")
+        if moved and not {"root", name} & typed.keys():
             raise UserError(f"{typed['weights']} was trained on {path}, which is not here: give --{flag}")
     return saved
 
@@ -478,6 +479,8 @@ def load_models(args, device):
         for model in models.values():
             model.template = args.template
     if not args.blend:
+        if len({(model.image_size, model.text_projection.shape[1]) for model in models.values()}) > 1:
+            raise UserError(f"{' and '.join(models)} are of different sizes: give the --model before training")
         return models
     plain, tuned = models[relative(args.before)], models[relative(name)]
     return {f"blend {share:g}": blend(plain, tuned, share) for share in args.blend}
@@ -621,6 +624,8 @@ def main():
                 if args.embeddings:
                     videos[name], texts[name] = embed(model, loader, tokens)
             if args.video:
+                if len(models) > 1:
+                    say(f"{name}:")
                 show_predictions(samples, scores, errors, classes)
             else:
                 result = accuracy(scores, labels, errors, classes)

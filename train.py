@@ -169,6 +169,8 @@ def train(args, model, state, samples, val_loader):
             say(f"unreadable, replaced by another video: {error}")
             state.unreadable.append(error)
         evaluate.check_unreadable(state.unreadable, min(state.step * args.batch_size, len(samples)), MAX_UNREADABLE)
+        if len(state.unreadable) == len(samples):
+            raise UserError("none of the training videos can be read")
 
         # Validate after each epoch; save then, and every few minutes
         epoch_ends = state.step % steps_per_epoch == 0
@@ -221,7 +223,7 @@ def open_run(args, device, samples, classes):
         if content["videos"] != state.videos or content["classes"] != classes:
             raise UserError(f"{last} was trained on other data: {content['videos']} videos of "
                             f"{len(content['classes'])} classes, not these {state.videos} of {len(classes)}; to go on "
-                            f"with these, start a new run with --weights {args.out / 'best.pt'}")
+                            f"with these, {new_run(args.out, vars(args))}")
         for name in vars(state):
             setattr(state, name, content[name])
     torch.manual_seed(args.seed)  # for layers that are added to the model
@@ -243,8 +245,16 @@ def open_run(args, device, samples, classes):
         log(args.out, resumed=state.step)  # ends a line that was cut off
         say(f"resuming after step {state.step}")
         if len(state.validations) > args.epochs:
-            say(f"this run is finished; to train further, start a new one with --weights {args.out / 'best.pt'}")
+            say(f"this run is finished; to train further, {new_run(args.out, vars(args))}")
     return model, state
+
+
+def new_run(folder, settings):
+    """How to go on where a run cannot be resumed. Prompts are learned for the weights that they started from."""
+    weights = folder / "best.pt"
+    if settings["tune"] == "prompts":
+        weights = settings["weights"] or settings["model"]
+    return f"start a new run with --weights {weights}"
 
 
 def make_folder(args):
@@ -258,6 +268,8 @@ def make_folder(args):
                 folder.mkdir(parents=True, exist_ok=folder == args.out)
                 return folder
             except FileExistsError:  # another run was faster
+                if args.out:  # a file
+                    raise
                 number += 1
                 folder = Path("runs", f"{name}-{number}")
 
@@ -407,14 +419,14 @@ def parse_args(parser):
             if typed[name] != saved[name]:
                 flag = f"--{name.replace('_', '-')}"
                 parser.error(f"--resume cannot change {flag}: {folder} has {saved[name]!r}, not {typed[name]!r}; to go "
-                             f"on with other settings, start a new run with --weights {folder / 'best.pt'}")
+                             f"on with other settings, {new_run(folder, saved)}")
     elif trained := evaluate.trained_with(typed.get("weights")):
         saved = {"model": trained.get("model")}
     args = evaluate.choose_settings(typed, saved, parser.paper, parser.tiny)
     args.script = parser.prog
     data.check_lists(parser, args)
     if not folder and args.out and ((args.out / "last.pt").exists() or (args.out / "best.pt").exists()):
-        parser.error(f"--out {args.out} holds a run already: continue it with --resume, or choose another folder")
+        parser.error(f"--out {args.out} holds a run: choose another folder or, if it has last.pt, --resume it")
     evaluate.choose_device(parser, args)
     share, rest = divmod(args.batch_size, args.world)
     if rest:

@@ -288,7 +288,7 @@ def test_a_run_and_its_options_disagree(finished, call):
         assert f"--resume cannot change {flag}: {finished} has {saved}, not {given}" in only_line("train.py", errors)
     status, _, errors = call("train.py", "--out", finished)
     assert status == 2
-    assert f"--out {finished} holds a run already: continue it with --resume, or" in only_line("train.py", errors)
+    assert f"--out {finished} holds a run: choose another folder or" in only_line("train.py", errors)
     content = torch.load(finished / "last.pt", weights_only=True)
     torch.save(content | {"classes": content["classes"][1:]}, finished / "last.pt")
     status, _, errors = call("train.py", "--resume", finished, "--micro-batch", "4", "--workers", "1")  # these may
@@ -297,7 +297,7 @@ def test_a_run_and_its_options_disagree(finished, call):
 
 
 @pytest.mark.parametrize(("flag", "message"), [
-    ("--out", "holds a run already: continue it with --resume, or choose another folder"),
+    ("--out", "holds a run: choose another folder or, if it has last.pt, --resume it"),
     ("--resume", "last.pt is not there, so there is nothing to continue")])
 def test_a_folder_whose_last_checkpoint_is_lost_stays_as_it_is(flag, message, call, tmp_path):
     contents = {"best.pt": "weights", "log.jsonl": "records", "args.json": "settings"}

@@ -64,7 +64,7 @@ def test_a_run_that_improves_nothing_says_so_and_is_finished(own, run):
     out = run(*EPOCH, "--lr", "0", "--template", "{}", "--out", "run")
     assert out.endswith("no epoch is better than before training\nthe best model is tiny\n")
     out = run("train.py", "--resume", "run")
-    assert "this run is finished; to train further, start a new one with --weights run/best.pt" in out
+    assert "this run is finished; to train further, start a new run with --weights run/best.pt" in out
 
 
 @pytest.mark.parametrize("change", [("--epochs", "9"), ("--data", "more")])
@@ -122,7 +122,7 @@ def test_a_checkpoint_of_another_machine_tells_that_its_data_is_not_here(own, ru
     (own / "own").rename(own / "moved")
     status, _, errors = call("evaluate.py", "--weights", "run/best.pt")
     assert (status, errors.count("\n")) == (1, 1)
-    assert f"run/best.pt was trained on {own / 'own'}, which is not here: give --data" in errors
+    assert f"run/best.pt was trained on {own / 'own'}, which is not here: give --root" in errors
     run("evaluate.py", "--weights", "run/best.pt", "--data", "moved", "--workers", "0", "--out", "results")
     assert read_results(own / "results")["count"] == 12
 
@@ -163,6 +163,68 @@ def test_another_list_has_its_videos_in_the_folder_of_the_training(listed, own, 
     (own / "own").rename(own / "moved")
     status, _, errors = call(*weights, "--val-list", "more.csv")
     assert (status, f"was trained on {own / 'own'}, which is not here: give --root" in errors) == (1, True)
+
+
+def test_a_list_without_a_root_is_found_again_from_another_folder(listed, own, run, monkeypatch):
+    monkeypatch.chdir(own / "own")
+    run("train.py", "--train-list", "../train.csv", "--val-list", "../val.csv", *EPOCH[3:], "--out", "../run")
+    monkeypatch.chdir(own / "run")
+    run("evaluate.py", "--weights", "best.pt", "--workers", "0", "--out", "results")
+    assert read_results(own / "run" / "results")["count"] == 12
+
+
+def test_labels_before_and_after_training_are_told_apart(own, run):
+    run(*EPOCH, "--out", "run")
+    video = next((own / "own" / "val").rglob("*.avi"))
+    out = run("evaluate.py", "--weights", "run/best.pt", "--video", video, "--blend", "0", "1", "--workers", "0")
+    rows = out.splitlines()[1:]
+    assert (rows[0], rows[4]) == ("blend 0:", "blend 1:")
+    assert all(row.endswith(str(video)) for row in rows[1:4] + rows[5:])
+
+
+def test_models_of_different_sizes_are_not_looked_at_together(own, run, call, tmp_path):
+    run(*EPOCH, "--out", "run")
+    content = torch.load("run/best.pt", weights_only=True)
+    state = content["model"]
+    state["visual.positional_embedding"] = state["visual.positional_embedding"][:5].clone()  # 2 x 2 patches
+    torch.save(content, "small.pt")
+    status, _, errors = call("evaluate.py", "--weights", "small.pt", "--attention", "--out", "results")
+    assert (status, errors.count("\n")) == (1, 1)
+    assert "tiny and small.pt are of different sizes: give the --model before training" in errors
+
+
+def test_the_advice_for_prompts_can_be_followed(own, run, call):
+    run("prompt.py", *EPOCH[1:], "--out", "run")
+    assert "further, start a new run with --weights tiny\n" in run("prompt.py", "--resume", "run")
+    run("prompt.py", *EPOCH[1:], "--weights", "tiny", "--out", "new")
+
+
+def test_a_run_whose_training_videos_are_all_damaged_stops(own, run, call):
+    for path in (own / "own" / "train").rglob("*.avi"):
+        path.write_bytes(b"")
+    for path in list((own / "own" / "train").rglob("*.avi"))[8:]:
+        path.unlink()
+    status, _, errors = call(*EPOCH, "--out", "run")
+    assert (status, errors) == (1, "train.py: error: none of the training videos can be read\n")
+
+
+@pytest.mark.parametrize("name", ["train.py", "data.py"])
+def test_results_go_where_they_are_wanted(name, own, run, call):
+    (own / "file").write_text("")
+    if name == "train.py":
+        status, _, errors = call(*EPOCH, "--out", "file")
+        assert (status, errors) == (1, "train.py: error: cannot write file: File exists\n")
+        assert not (own / "runs").exists()
+    else:
+        run("data.py", "own", "--out", "picture")  # without an ending
+        assert Image.open(own / "picture").format == "PNG"
+
+
+def test_any_class_name_can_be_drawn(own, run):
+    for half in ("train", "val"):
+        next((own / "own" / half).iterdir()).rename(own / "own" / half / "$c_{d$ e")
+    run("evaluate.py", "--data", "own", *SHORT, "--embeddings", "--out", "results")
+    assert (own / "results" / "embeddings.png").exists()
 
 
 def test_prompts_are_learned_from_all_videos_of_a_folder(own, run):

@@ -225,7 +225,7 @@ LABELS = [  # ending of the file and content; these are read, the others may be 
     (".tsv", "id\tname\n0\tarchery\n1\tbowling\n")]
 OTHER_LABELS = [
     (".txt", "1 archery\n2 bowling\n"), (".csv", 'name,id,count\nbowling,1,7\n"archery",0,7\n'),
-    (".csv", "ID, Name\n0, archery\n1, bowling\n"), (".csv", "id\tname\n0\tarchery\n1\tbowling\n"),
+    (".CSV", "ID, Name\n0, archery\n1, bowling\n"), (".csv", "id\tname\n0\tarchery\n1\tbowling\n"),
     (".txt", b"archery\nbogenschie\xdfen"), (".json", '["archery", "bowling"]'), (".json", '[\n "a",\n "b"\n]'),
     (".json", '{"archery": 0, "bowling": 1}'), (".csv", "archery\nbowling\n"), (".csv", "0,archery\n1,bowling\n"),
     (".csv", "label,class\n0,archery\n"), (".csv", "id,name\n0,a\n0,b\n"), (".csv", "id,name\n0,\n1,bowling\n"),
@@ -582,15 +582,22 @@ def test_a_table_of_a_spreadsheet_may_have_a_heading_in_any_language(heading, pu
     ("a, b.mkv;x\nc.mkv;y\n", None), ('"a, b.mkv",x\nc.mkv,y\n', None), ("a, b.mkv\tx\nc.mkv\ty\n", None),
     ("file;label;;\na, b.mkv;x;;\n;;;\nc.mkv;y;;\n", None), ('"a, b.mkv"; x \n"c.mkv" ; "y"\n', "line 2"),
     ("a, b.mkv;x\nc.mkv;\n", "line 2"), ("a, b.mkv,x\nc.mkv,y\n", "line 1"), ("file|label\nc.mkv|y\n", "line 1"),
+    ("file,label\na, b,x\nc.mkv,y\n", "line 2"), ('"a, b.mkv",0\nc.mkv,1\n', "the labels are numbers"),
     ("a, b.mkv;x;left-handed\n", "line 1"), ("1;a, b.mkv;x\n", "line 1"), ('a, b.mkv;"x\nc.mkv;y"\n', "line 1")])
 def test_a_table_has_two_columns_with_the_same_mark_between_them(table, line, put, here):
     put("a, b.mkv", "c.mkv")
     if line:
-        with pytest.raises(data.UserError, match=rf"table.csv, {line}: "):
+        with pytest.raises(data.UserError, match=rf"table.csv(, |: ){line}"):
             data.load_samples(None, here, video_list=write(here / "table.csv", table))
     else:
         samples, names = data.load_samples(None, here, video_list=write(here / "table.csv", table))
         assert (found(samples, here), names) == ([("a, b.mkv", 0), ("c.mkv", 1)], ["x", "y"])
+
+
+def test_a_video_without_its_ending_below_a_heading_is_no_heading(put, here):
+    put("a.mkv", "b.mkv", "c.mkv")
+    table = write(here / "table.csv", "file,label\na,x\nb,y\nc,x\n")
+    assert found(data.load_samples(None, here, video_list=table)[0], here) == [("a.mkv", 0), ("b.mkv", 1), ("c.mkv", 0)]
 
 
 def test_class_names_of_a_table_have_one_unicode_form(put, here):

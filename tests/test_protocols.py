@@ -105,7 +105,7 @@ def test_several_lists_give_mean_and_deviation(toy_lists, run, call, tmp_path):
     assert f"{mean:.1f} ± {deviation:.1f}" in out
     status, _, errors = call("evaluate.py", *toy_lists, "--split", "1", "2", "3")
     assert status == 2
-    assert "--split cannot be combined with --val-list" in errors
+    assert "--split cannot be combined with lists" in errors
 
 
 def test_each_list_may_have_names_of_its_own(toy_lists, run, call, tmp_path):

@@ -27,6 +27,7 @@ def numbers(path, num_samples, rng=None):
     ("video.mkv", {}),  # no number of frames in the header
     ("video.avi", {}),
     ("video.mp4", H264),
+    ("h264.avi", H264),  # has no times of display
     ("opengop.mkv", H264 | {"x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0:b-adapt=0:bframes=3"}),
     ("video.webm", dict(codec="libvpx-vp9", pix_fmt="gbrp", lossless="1", g="10")),
     ("grey.mkv", dict(pix_fmt="gray")),
