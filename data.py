@@ -472,7 +472,7 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
     spelled = {}
     for name in names:
         if as_read(name) in spelled:
-            raise UserError(f"the same class for any model, two classes here: {spelled[as_read(name)]!r} and {name!r}")
+            raise UserError(f"two classes that no model can tell apart: {spelled[as_read(name)]!r} and {name!r}")
         spelled[as_read(name)] = name
 
     if classes != "all":
@@ -497,7 +497,8 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
         raise UserError(f"no {half} video is on disk (see --root); looked for {missing[0]}")
     if missing:
         say(f"{len(missing)} of the {len(rows)} {half} videos are not on disk, such as {missing[0]}")
-    twice = [path for path, count in Counter(path for path, _ in dict.fromkeys(samples)).items() if count > 1]
+    last = dict(samples)
+    twice = [path for path, number in samples if number != last[path]]
     if twice:
         say(f"warning: {len(twice)} {half} videos have two classes, such as {twice[0]}")
     if train and shots:
@@ -853,8 +854,8 @@ def read_table(path, root):
         rows.append((video, unicodedata.normalize("NFC", label)))
     if rows:
         video, label = rows[0]
-        known = video.lower().endswith(VIDEO_FILES) or Path(root, video).exists() or label in dict(rows[1:]).values()
-        if not known:
+        others = dict(rows[1:]).values()
+        if not (video.lower().endswith(VIDEO_FILES) or Path(root, video).exists() or label in others):
             del rows[0]  # a heading, in whatever language
     names = sorted({label for _, label in rows})
     if names and all(map(str.isdecimal, names)):

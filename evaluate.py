@@ -610,9 +610,9 @@ def main():
         if not classes:
             classes = model.classes
         elif own and kind == "all" and model.classes:
-            new = [name for name in classes if name not in model.classes]
+            new = {*classes} - {*model.classes}
             if new:
-                say(f"not trained on {len(new)} of the classes, such as {new[0]}")
+                say(f"not trained on {len(new)} of the classes, such as {min(new)}")
             else:  # some may have no validation video
                 samples, classes = data.relabel(samples, classes, model.classes), model.classes
         loader = evaluation_loader(samples, args.frames, model.image_size, batch_size, args.workers, *args.views)
