@@ -523,7 +523,7 @@ def load_train_val(args):
     validation, val_names = load_samples(args.data, args.root, args.split, False, args.classes,
                                          video_list=args.val_list, labels=args.labels)
     validation = relabel(validation, val_names, names)
-    if args.val_list:  # which may have fewer classes
+    if args.val_list and not args.labels:  # a table that may have fewer classes
         tell_empty(validation, names, "validation")
     both = dict(training).keys() & dict(validation).keys()
     if both:
