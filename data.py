@@ -1175,8 +1175,9 @@ def main():
     dataset = VideoDataset(training, args.frames, image_size, True, args.seed, names, args.augment)
     rows = []
     for index in range(0, len(training), math.ceil(len(training) / 10)):
-        video, label, _, _ = dataset[0, index]
-        rows.append((names[label], video))
+        video, label, drawn, _ = dataset[0, index]
+        file, _ = training[drawn]  # another one if that of `index` is unreadable
+        rows.append((f"{file.name}: {names[label]}", video))
     save_grid(rows, args.out or Path(f"{Path(args.data or args.train_list).resolve().stem}.png"))
 
 

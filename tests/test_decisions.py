@@ -137,11 +137,15 @@ def listed(own):
     return "--train-list", "train.csv", "--val-list", "val.csv", "--root", "own"
 
 
-def test_tables_are_looked_at_before_training(listed, own, run, call):
+def test_tables_are_looked_at_before_training(listed, own, run, call, monkeypatch):
+    titles = []
+    save_grid = data.save_grid
+    monkeypatch.setattr(data, "save_grid", lambda rows, path: (titles.extend(rows), save_grid(rows, path)))
     out = run("data.py", *listed)
     assert re.findall("([0-9]+) videos of 3 classes", out) == ["15", "12"]
     assert Image.open(own / "train.png").size == (210 + 8 * 128, 8 * 128)
     rows = (own / "train.csv").read_text().splitlines()
+    assert [title for title, _ in titles] == [row.split("/")[-1].replace(",", ": ") for row in rows[::2]]
     misspelt = rows[0].split(",")[0] + ",misspelt"
     (own / "train.csv").write_text("\n".join([*rows, misspelt]))
     out = run("data.py", *listed)
