@@ -350,6 +350,8 @@ def load(weights, device="cpu", base=None, activation=None):
         raise InputError(f"{weights}: encoders {vision} and {text} wide are not supported, their heads are not 64 wide")
     if not all(value.isfinite().all() for value in state.values()):
         raise InputError(f"{weights} is damaged: it has values that are not finite")
+    if sizes["vocab_size"] not in (TINY_VOCABULARY, 49408):
+        raise InputError(f"{weights} has {sizes['vocab_size']} tokens, not the 49408 of OpenAI's tokenizer")
     if activation:
         content["activation"] = activation
     with torch.device("meta"):  # without memory: the file has the values
@@ -395,14 +397,14 @@ SUPPORTED = "supported are CLIPs with a ViT of OpenAI, OpenCLIP and Hugging Face
 
 
 def read(weights, base=None):
-    """The content of a file of weights, a dict: "model", the state dict in OpenAI's names; "activation"; and, of a
-    checkpoint of this project, METADATA and "args"."""
+    """The content of a file of weights, a dict: "model", the state dict in OpenAI's names; what `read_configuration`
+    returns; and, of a checkpoint of this project, METADATA and "args"."""
     path = MODELS.get(weights, weights)
     path = fetch(path) if str(path).startswith("https://") else Path(path)
     if not path.is_file():
         raise MissingFile(errno.ENOENT, f"this is neither a file nor a model ({', '.join(MODELS)})", str(path))
     content = unpack(path)
-    found = {"model": find_state(path, content), "activation": read_activation(path)}
+    found = {"model": find_state(path, content), **read_configuration(path)}
     if HUGGING_FACE in found["model"]:
         found["model"] = from_hugging_face(found["model"])
     elif VIFI_CLIP in found["model"]:
@@ -414,14 +416,23 @@ def read(weights, base=None):
     return found
 
 
-def read_activation(path):
-    """The activation of OpenCLIP's or Hugging Face's configuration in the folder of a file, else "quick_gelu"."""
-    open_clip, hugging_face = path.with_name("open_clip_config.json"), path.with_name("config.json")
-    if open_clip.exists() and not re.search(r'"quick_gelu": *true', open_clip.read_text(encoding="utf-8")):
-        return "gelu"
-    if hugging_face.exists() and re.search(r'"hidden_act": *"gelu"', hugging_face.read_text(encoding="utf-8")):
-        return "gelu"
-    return "quick_gelu"
+def read_configuration(path):
+    """The "activation" and, if it is given, the "mean" and "std" of pixels, by the configuration of OpenCLIP or Hugging
+    Face in the folder of a file of weights. Without one, OpenAI's activation."""
+    found = {"activation": "quick_gelu"}
+    for name in ("open_clip_config.json", "config.json", "preprocessor_config.json"):
+        file = path.with_name(name)
+        if not file.exists():
+            continue
+        text = file.read_text(encoding="utf-8")
+        quick = re.search('"quick_gelu": *true', text)
+        if re.search('"hidden_act": *"gelu"', text) or (name == "open_clip_config.json" and not quick):
+            found["activation"] = "gelu"
+        for key in ("mean", "std"):
+            values = re.search(rf'"(image_)?{key}": *\[([^]]*)\]', text)
+            if values:
+                found[key] = torch.tensor(list(map(float, values[2].split(","))))
+    return found
 
 
 def unpack(path):
@@ -434,6 +445,8 @@ def unpack(path):
         with warnings.catch_warnings(action="ignore"):  # OpenAI's archives are TorchScript, which is deprecated
             content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=SafePickle)
         return content.state_dict() if isinstance(content, torch.jit.ScriptModule) else content
+    except PermissionError:
+        raise
     except ImportError as error:
         raise InputError(f"{path} needs the package safetensors: pip install safetensors") from error
     except Exception as error:  # torch and safetensors raise almost anything for a damaged file

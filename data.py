@@ -28,6 +28,7 @@ import re
 import struct
 import sys
 import textwrap
+import threading
 import time
 import unicodedata
 from collections import Counter, defaultdict
@@ -365,6 +366,12 @@ class VideoDataset(Dataset):
     num_clips: int = 1
     num_crops: int = 1
 
+    def __post_init__(self):
+        if self.num_crops not in (1, 3):
+            raise ValueError(f"views of 1 or 3 crops, not {self.num_crops}")
+        names = "\n".join(map(words, self.classes))  # Something-Something has classes that tell left from right
+        self.flip = not re.search("(?<![a-z])(left|right)(?![a-z])", names)
+
     def __len__(self):
         return len(self.samples)
 
@@ -385,9 +392,7 @@ class VideoDataset(Dataset):
             except UserError as error:
                 errors.append(str(error))
         if rng:
-            names = "\n".join(self.classes)  # Something-Something has classes that tell left from right
-            flip = not re.search(r"\b(left|right)\b", names, re.IGNORECASE)
-            video = random_crop(video, self.image_size, rng, flip)
+            video = random_crop(video, self.image_size, rng, self.flip)
         elif self.train:
             video = center_crop(video, self.image_size)
         else:
@@ -426,6 +431,8 @@ class Loader(DataLoader):
             gc.freeze()  # or the garbage collector would copy the memory of the main process into each worker
 
     def __iter__(self):
+        if self.num_workers == 0 or threading.current_thread() is not threading.main_thread():
+            return super().__iter__()
         with interrupts_kept_from_workers():
             return super().__iter__()
 
@@ -599,6 +606,8 @@ def rename_classes(dataset, names, labels):
 
 def class_half(rows, names, half):
     """The "base" classes, the half of the names with the most training videos as in the original lists, or "novel"."""
+    if half not in ("base", "novel"):
+        raise ValueError(f'classes are "all", "base" or "novel", not {half!r}')
     counts = Counter(name for _, name in rows)
     order = sorted(names, key=lambda name: counts[name])  # of equally frequent ones, the later are base
     base = order[len(names) // 2 :]  # rounded up
@@ -831,7 +840,8 @@ def find_listed(root, listed, index, unique):
 # ---- Lists and tables -----------------------------------------------------------------------------------------------
 
 NUMBERED = r'"?((?!# ).+?)"?[\s,;]+([0-9]+)(?:\.0*)?'  # a line of a list: path and number
-HEADING = re.compile(r'(?i)\w*(id|folder|file|filename|path|video|label)[\s,;"]+(name|label|youtube_id)\b')
+HEADING = re.compile(
+    r'(?i)\w*(id|folder|file|filename|path|video|label)[\s,;"]+(name|label|youtube_id)\b|(class|label|name)(e?s|_names?)?$')
 
 
 def read_list(path, labels):
@@ -1103,6 +1113,8 @@ def run(main, *errors):
         message = "out of memory; try fewer --frames, or a smaller --micro-batch or --batch-size"
         if "shared memory" in str(error):  # of the workers
             message = "out of shared memory; try docker run --shm-size=8g, or --workers 0"
+        elif "DataLoader worker" in str(error):
+            message = "a process that reads videos was killed, maybe for lack of memory; try fewer --workers"
         elif "by peer" in str(error):  # another process has failed and told why
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun need not end this one
             sys.exit(1)

@@ -378,7 +378,11 @@ def run_torchrun(processes):
         flags = ["--standalone", "--local-addr=localhost", f"--nproc-per-node={processes}"]
         run.run(run.parse_args([*flags, *sys.argv]))
     except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
+        _, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            print(f"a process was ended by {name}, maybe for lack of memory", file=sys.stderr)
+        return failure.exitcode
     except SignalException:
         return 130
     return 0
@@ -603,7 +607,7 @@ def main():
         raise UserError(f"--video needs --labels: {args.weights} does not store its classes")
     say(f"{relative(args.weights or args.model)}, {args.frames} frames, prompt {model.template!r}")
     batch_size = math.ceil(args.batch_size / args.world / math.prod(args.views))
-    own = args.data not in data.DATASETS and not args.labels  # a folder or lists that name their own classes
+    own = args.data not in data.DATASETS and not (args.val_list and args.labels)  # a folder, or a table of names
     runs = []
     for number, (split, kind, samples, classes) in enumerate(parts, 1):
         suffix = f"-{number}" if len(parts) > 1 else ""

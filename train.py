@@ -294,6 +294,8 @@ def save(path, args, model, state, optimizer=None, scaler=None):
         with data.writing(path) as temporary:
             torch.save(content, temporary)
     except RuntimeError as error:  # torch raises it for what the disk reports
+        if "DataLoader worker" in str(error):  # it was killed during these lines
+            raise
         raise UserError(f"cannot write {path}; is the disk full? {error}") from error
 
 
@@ -445,7 +447,7 @@ def parse_args(parser):
 def freeze(model, tune):
     """Freezes the word embeddings and, if only one encoder is tuned, the other one and logit_scale. Parameters that are
     added to CLIP are trained."""
-    text = ("positional_embedding", "transformer", "ln_final", "text_projection")
+    text = ("positional_embedding", "transformer", "ln_final", "text_projection", "text_prompts")
     frozen = {"both": (), "image": (*text, "logit_scale"), "text": ("visual", "logit_scale")}[tune]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(("token_embedding", *frozen)))

@@ -450,6 +450,29 @@ raise TypeError("on purpose")
     assert without_leaks(process.stderr).splitlines()[-1] == "TypeError: on purpose"
 
 
+def test_a_worker_that_is_killed_is_told():
+    """As the system does where memory is short."""
+    code = """
+import os, sys
+import data
+
+def main():
+    samples, _ = data.load_samples("toy", train=True)
+    dataset = data.VideoDataset(samples, 1, 16, train=True)
+    batches = iter(data.Loader(dataset, data.training_batches(len(dataset), 2, 1, 1), 1))
+    next(batches)
+    os.kill(batches._workers[0].pid, 9)
+    list(batches)
+
+sys.argv = ["train.py"]
+data.run(main)
+"""
+    process = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 1
+    assert without_leaks(process.stderr) == (
+        "train.py: error: a process that reads videos was killed, maybe for lack of memory; try fewer --workers\n")
+
+
 def test_training_order_changes_with_the_epoch_and_the_seed():
     def order(seed, epoch):
         batches = data.training_batches(100, 10, 2, seed)

@@ -220,6 +220,7 @@ def test_junk_in_the_trees_of_data_sets_is_no_list_and_no_video(junk, put, here,
 
 
 LABELS = [  # ending of the file and content; these are read, the others may be told
+    (".txt", "class\narchery\nbowling\n"), (".txt", "Class_Names\narchery\nbowling\n"),
     (".txt", "\ufeffarchery\r\nbowling\r\n"), (".txt", "\n archery \n\nbowling"),
     (".csv", "id, name\n0, archery\n1, bowling\n"), (".csv", '\ufeffid;name\r\n1;bowling\r\n0;"archery"\r\n'),
     (".tsv", "id\tname\n0\tarchery\n1\tbowling\n")]

@@ -1,5 +1,6 @@
 """Two processes on one machine: a mistake is told once, and no process waits for one that has failed."""
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -78,6 +79,16 @@ def test_an_error_is_told_once_and_ends_all_processes(failure, failed):
     status, errors, seconds = failed[failure]
     assert (status, errors) == (1, "train.py: error: the reason\n")
     assert seconds < 60
+
+
+def test_a_process_that_is_killed_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "child.py").write_text("import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "child.py")])
+    try:
+        assert evaluate.run_torchrun(1) != 0
+    finally:
+        logging.disable(logging.NOTSET)
+    assert capsys.readouterr().err == "a process was ended by SIGKILL, maybe for lack of memory\n"
 
 
 def test_a_mistake_in_the_code_shows_its_traceback(failed):

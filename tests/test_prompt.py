@@ -79,6 +79,16 @@ def test_as_few_text_prompts_as_a_photo_of_a_has_tokens_start_as_its_words(vocab
     assert 0.01 < visual.std() < 0.03
 
 
+def test_tuning_the_image_encoder_alone_leaves_the_prompts_of_the_text(run, tmp_path):
+    short = "--classes novel --shots 1 --frames 1 --epochs 1 --batch-size 4 --workers 0".split()
+    run("prompt.py", *short, "--out", tmp_path / "prompts")
+    start = tmp_path / "prompts" / "best.pt"
+    run("train.py", *short, "--warmup-epochs", "0", "--tune", "image", "--weights", start, "--out", tmp_path / "run")
+    before, after = (torch.load(path, weights_only=True)["model"] for path in (start, tmp_path / "run" / "best.pt"))
+    trained = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert trained == {"visual", "visual_prompts"}
+
+
 def test_prompts_are_not_learned_on_top_of_prompts(learned, call):
     """And the corrected call may use the folder again."""
     arguments = ["prompt.py", *SHORT, "--epochs", "1", "--warmup-epochs", "0", "--out", learned / "again", "--weights"]

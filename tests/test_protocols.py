@@ -140,6 +140,8 @@ def test_clips_are_not_flipped_where_names_tell_left_from_right(tmp_path):
         return sum(bool(row[0] > row[-1]) for row in rows)
 
     assert flips(["pulling something from left to right", "holding something"]) == 0
+    for name in ("turn_left", "TurnLeft", "left2right", "RIGHT turn"):
+        assert flips([name, "holding something"]) == 0
     assert 10 < flips(["holding something", "bright light", "uplefting"]) < 30
     lists = dict(video_list=tmp_path / "train.txt", labels=tmp_path / "names.csv")
     for classes in (data.load_samples("ssv2", tmp_path, train=True)[1],

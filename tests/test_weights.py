@@ -299,6 +299,34 @@ def test_the_activation_is_that_of_the_configuration(file, content, activation, 
         assert distance(model.encode_text(tokens), theirs.encode_text(padded)) < 1e-5
 
 
+@pytest.mark.parametrize(("file", "content"), [
+    ("open_clip_config.json", '{"preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [\n0.25, 0.5, 0.25]}}'),
+    ("preprocessor_config.json", '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25,0.5,0.25]}')])
+def test_pixels_are_normalised_as_the_configuration_says(file, content, base):
+    pixels = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    std = torch.tensor([0.25, 0.5, 0.25])[:, None, None]
+    expected = (pixels / 255 - 0.5) / std
+    assert not torch.allclose(clip.load(base).normalize(pixels), expected)
+    base.with_name(file).write_text(content)
+    torch.testing.assert_close(clip.load(base).normalize(pixels), expected)
+
+
+def test_a_vocabulary_that_is_not_openais_is_refused(state, tmp_path):
+    words = torch.cat([state["token_embedding.weight"], torch.zeros(1, 128)])
+    torch.save({**state, "token_embedding.weight": words}, tmp_path / "words.pt")
+    with pytest.raises(clip.InputError, match="has 49409 tokens, not the 49408 of OpenAI's tokenizer"):
+        clip.load(tmp_path / "words.pt")
+
+
+def test_weights_that_may_not_be_read_are_not_called_damaged(base, monkeypatch):
+    def refuse(path, **options):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(PermissionError):
+        clip.load(base)
+
+
 def test_the_activation_may_be_said_and_is_stored(base, gelu, tmp_path):
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
