@@ -431,7 +431,7 @@ class Loader(DataLoader):
             gc.freeze()  # or the garbage collector would copy the memory of the main process into each worker
 
     def __iter__(self):
-        if self.num_workers == 0 or threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():  # which alone is told of Ctrl-C
             return super().__iter__()
         with interrupts_kept_from_workers():
             return super().__iter__()

@@ -368,7 +368,8 @@ def start(args):
 
 
 def run_torchrun(processes):
-    """Runs this command in several processes. Returns their exit status; they have told the reason themselves."""
+    """Runs this command in several processes. Returns their exit status; they have told the reason. Raises UserError if
+    a signal ended one of them."""
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -381,7 +382,7 @@ def run_torchrun(processes):
         _, failure = error.get_first_failure()
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
-            print(f"a process was ended by {name}, maybe for lack of memory", file=sys.stderr)
+            raise UserError(f"a process was ended by {name}, maybe for lack of memory") from error
         return failure.exitcode
     except SignalException:
         return 130
