@@ -424,14 +424,14 @@ def read_configuration(path):
         file = path.with_name(name)
         if not file.exists():
             continue
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8", errors="replace")
         quick = re.search('"quick_gelu": *true', text)
         if re.search('"hidden_act": *"gelu"', text) or (name == "open_clip_config.json" and not quick):
             found["activation"] = "gelu"
         for key in ("mean", "std"):
-            values = re.search(rf'"(image_)?{key}": *\[([^]]*)\]', text)
+            values = re.search(rf'"(?:image_)?{key}":\s*\[\s*([\d.]+),\s*([\d.]+),\s*([\d.]+)\s*\]', text)
             if values:
-                found[key] = torch.tensor(list(map(float, values[2].split(","))))
+                found[key] = torch.tensor(list(map(float, values.groups())))
     return found
 
 

@@ -284,6 +284,7 @@ def gelu(state):
     ("open_clip_config.json", '{"model_cfg": {}}', "gelu"),
     ("config.json", '{"vision_config": {"hidden_act": "gelu"}}', "gelu"),
     ("config.json", '{"vision_config": {"hidden_act": "quick_gelu"}}', "quick_gelu"),
+    ("config.json", '{"mean": [], "std": ["a", 2], "image_mean": null}', "quick_gelu"),  # of something else
     ("other.json", "{}", "quick_gelu"),
 ])
 def test_the_activation_is_that_of_the_configuration(file, content, activation, base, reference, gelu):
