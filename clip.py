@@ -417,19 +417,19 @@ def read(weights, base=None):
 
 
 def read_configuration(path):
-    """The "activation" and, if it is given, the "mean" and "std" of pixels, by the configuration of OpenCLIP or Hugging
-    Face in the folder of a file of weights. Without one, OpenAI's activation."""
+    """The "activation" and, if it is given, the "mean" and "std" of pixels, from the configuration of OpenCLIP or
+    Hugging Face in the folder of a file of weights. Without one, OpenAI's activation."""
     found = {"activation": "quick_gelu"}
     for name in ("open_clip_config.json", "config.json", "preprocessor_config.json"):
         file = path.with_name(name)
-        if not file.exists():
+        if not file.is_file():
             continue
         text = file.read_text(encoding="utf-8", errors="replace")
         quick = re.search('"quick_gelu": *true', text)
         if re.search('"hidden_act": *"gelu"', text) or (name == "open_clip_config.json" and not quick):
             found["activation"] = "gelu"
         for key in ("mean", "std"):
-            values = re.search(rf'"(?:image_)?{key}":\s*\[\s*([\d.]+),\s*([\d.]+),\s*([\d.]+)\s*\]', text)
+            values = re.search(rf'"(?:image_)?{key}":\s*\[\s*(\d\.\d+),\s*(\d\.\d+),\s*(\d\.\d+)\s*\]', text)
             if values:
                 found[key] = torch.tensor(list(map(float, values.groups())))
     return found

@@ -140,7 +140,7 @@ def read_groups(container, stream):
                 packets.append(packet)
     if container.format.name == "avi" and stream.codec_context.has_b_frames:
         for packet in packets:
-            packet.pts = None  # AVI has no times of display, and FFmpeg may guess wrong ones: frames are counted
+            packet.pts = None  # AVI stores no display times and FFmpeg may guess them wrong: count frames instead
     groups = [[]]
     earliest = math.inf
     for packet in reversed(packets):
@@ -540,11 +540,11 @@ def load_train_val(args):
 
 def relabel(samples, names, all_names):
     """Samples whose labels are numbers of `names`, with those of `all_names` instead."""
-    number = {name: i for i, name in enumerate(all_names)}
+    number = {as_read(name): i for i, name in enumerate(all_names)}
     for name in names:
-        if name not in number:
+        if as_read(name) not in number:
             raise UserError(f"the class {name!r} has validation videos but is not a training class")
-    return [(path, number[names[label]]) for path, label in samples]
+    return [(path, number[as_read(names[label])]) for path, label in samples]
 
 
 def default_root(dataset):
@@ -848,8 +848,9 @@ def read_list(path, labels):
     """Rows and class names of a list of videos as other projects have them: lines of "path label" or "path frames
     label". The numbers are those of the names in the file `labels`."""
     names = read_names(labels)
+    form = "'path label', the label a number; for a table of file,label leave out --labels"
     rows = []
-    for where, (video, label) in read_lines(path, NUMBERED, "'path label', a number; file,label needs no --labels"):
+    for where, (video, label) in read_lines(path, NUMBERED, form):
         if int(label) not in names:
             raise UserError(f"{where}: {labels} has no class for the label {label}")
         without_frames = re.sub(r"[\s,;]+[1-9][0-9]*$", "", video)
@@ -860,12 +861,13 @@ def read_list(path, labels):
 def read_table(path, root):
     """Rows and class names of a table of file,label. The label is a name."""
     rows = []
-    for _, (video, label) in read_columns(path, "file,label; a list with numbers needs --labels"):
+    for _, (video, label) in read_columns(path, "file,label; a list of numbered labels needs --labels"):
         rows.append((video, unicodedata.normalize("NFC", label)))
     if rows:
         video, label = rows[0]
         others = dict(rows[1:]).values()
-        if not (video.lower().endswith(VIDEO_FILES) or Path(root, video).exists() or label in others):
+        _, there = find_listed(root, video, index_videos, unique=False)
+        if not (there or video.lower().endswith(VIDEO_FILES) or label in others):
             del rows[0]  # a heading, in whatever language
     names = sorted({label for _, label in rows})
     if names and all(map(str.isdecimal, names)):
@@ -881,7 +883,7 @@ def read_names(path):
         return dict(enumerate(name for _, (name,) in read_lines(path, pattern, form)))
     for where, (number, name) in read_columns(path, "id,name"):
         if not number.isdecimal() or int(number) in names:
-            raise UserError(f"{where}: expected id,name, each id a number of its own")
+            raise UserError(f"{where}: expected id,name, with a different number in each row")
         names[int(number)] = name
     return dict(sorted(names.items()))
 
@@ -897,24 +899,25 @@ def read_lines(path, pattern, form):
 
 
 def read_columns(path, form):
-    """Yields "file, line" and the two cells of each row of a table. They are separated by what the first row has: a
-    semicolon, a tab or a comma. Empty columns do not count. Raises UserError for a row of another form."""
+    """Yields "file, line" and the two cells of each row of a table. The separator is a semicolon or a tab if the first
+    row has one, else a comma. Empty columns at the end are ignored. Raises UserError for a row of another form."""
     separator = None
     for where, line in find_lines(path):
-        separator = separator or next((mark for mark in ";\t" if mark in line), ",")
+        unquoted = re.sub('"[^"]*"', "", line)
+        separator = separator or next((mark for mark in ";\t" if mark in unquoted), ",")
         try:
             [row] = csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True)
         except csv.Error as error:
             raise UserError(f"{where}: {error}") from error
-        cells = [cell.strip() for cell in row]
+        cells = list(map(str.strip, row))
         if any(cells):
             if len(cells) < 2 or not all(cells[:2]) or any(cells[2:]):
-                raise UserError(f"{where}: expected two columns with {separator!r} between them, {form}")
+                raise UserError(f"{where}: expected two columns separated by {separator!r}: {form}")
             yield where, cells[:2]
 
 
 def find_lines(path):
-    """Yields "file, line" and the text of each line that is not empty, a comment or, the first one, a heading."""
+    """Yields "file, line" and the text of each line except empty ones, comments and a heading in the first."""
     first = True
     for number, line in enumerate(read_text(path).splitlines(), 1):
         line = line.strip()
@@ -1081,8 +1084,8 @@ def interrupt(*_):
 
 
 def skip_finalization():
-    """Ends one of several processes that has failed. Python's finalization could abort in a thread of gloo, and waiting
-    for the other processes could last forever."""
+    """Ends a failed process at once if it is one of several. Python's finalization could abort in a thread of gloo, and
+    waiting for the other processes could last forever."""
     if torch.distributed.is_initialized():
         for worker in multiprocessing.active_children():
             worker.terminate()
@@ -1149,7 +1152,8 @@ def save_grid(rows, path, tile=128):
     for y, title in enumerate(titles):
         draw.text((8, tile * (y + 0.5)), textwrap.fill(title, 24), "black", font, anchor="lm")
     with writing(path) as temporary:
-        sheet.save(temporary, "png")
+        known = path.suffix.lower() in Image.registered_extensions()
+        sheet.save(temporary, None if known else "png")
     say(f"drawn: {path}")
 
 
@@ -1190,7 +1194,7 @@ def main():
         video, label, drawn, _ = dataset[0, index]
         file, _ = training[drawn]  # another one if that of `index` is unreadable
         rows.append((f"{file.name}: {names[label]}", video))
-    save_grid(rows, args.out or Path(f"{Path(args.data or args.train_list).resolve().stem}.png"))
+    save_grid(rows, args.out or Path(f"{Path(args.data or args.train_list).resolve().name}.png"))
 
 
 if __name__ == "__main__":

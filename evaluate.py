@@ -224,7 +224,7 @@ def draw_attention(models, scores, errors, classes, clips, path):
             light = attention(model, video.to(model.logit_scale.device))[:, None]
             light = F.interpolate(light, video.shape[-2:], mode="bicubic").clamp(0, 1)
             rows.append((name, (video * (0.15 + 0.85 * light)).byte()))
-        data.save_grid(rows, path.with_name(f"{path.name}-{number}-{file.stem[:100]}.png"))
+        data.save_grid(rows, path.with_name(f"{path.name}-{number}-{file.stem[:50]}.png"))
 
 
 def draw_mistakes(scores, errors, classes, clips, path):
@@ -379,11 +379,12 @@ def run_torchrun(processes):
         flags = ["--standalone", "--local-addr=localhost", f"--nproc-per-node={processes}"]
         run.run(run.parse_args([*flags, *sys.argv]))
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            raise UserError(f"a process was ended by {name}, maybe for lack of memory") from error
-        return failure.exitcode
+        codes = {failure.exitcode for failure in error.failures.values()}
+        status = min(codes - {-signal.SIGTERM}, default=1)  # torchrun ends the others by SIGTERM
+        if status < 0:
+            name = signal.Signals(-status).name
+            raise UserError(f"a process was ended by {name}; the system sends SIGKILL if memory runs out") from error
+        return status
     except SignalException:
         return 130
     return 0
@@ -453,7 +454,7 @@ def parse_args():
 
 def saved_settings(trained, typed):
     """What an evaluation takes from the settings of a training run: model and frames and, unless others are asked for,
-    the data. Another list has its videos in the same folder as that of the training."""
+    the data. The videos of another list are looked for in the folder of the training list."""
     saved = {name: trained[name] for name in ("model", "frames") if name in trained}
     if not trained or "video" in typed or typed.get("data", trained["data"]) != trained["data"]:
         return saved
@@ -461,7 +462,7 @@ def saved_settings(trained, typed):
         for name in ("split", "classes", "val_list", "labels"):
             if trained.get(name):
                 saved[name] = [trained[name]]
-    elif not trained.get("val_list"):
+    elif not trained.get("val_list") or not os.path.exists(trained.get("root") or "."):
         return saved
     saved |= {"data": trained["data"], "root": trained.get("root")}
     for name, flag in (("data", "root"), ("root", "root"), ("val_list", "val-list")):
@@ -485,7 +486,7 @@ def load_models(args, device):
             model.template = args.template
     if not args.blend:
         if len({(model.image_size, model.text_projection.shape[1]) for model in models.values()}) > 1:
-            raise UserError(f"{' and '.join(models)} are of different sizes: give the --model before training")
+            raise UserError(f"{' and '.join(models)} differ in size: give the --model that training started from")
         return models
     plain, tuned = models[relative(args.before)], models[relative(name)]
     return {f"blend {share:g}": blend(plain, tuned, share) for share in args.blend}
@@ -615,9 +616,9 @@ def main():
         if not classes:
             classes = model.classes
         elif own and kind == "all" and model.classes:
-            new = {*classes} - {*model.classes}
+            new = {*map(data.as_read, classes)} - {*map(data.as_read, model.classes)}
             if new:
-                say(f"not trained on {len(new)} of the classes, such as {min(new)}")
+                say(f"the model was not trained on {len(new)} of the classes, such as {min(new)!r}")
             else:  # some may have no validation video
                 samples, classes = data.relabel(samples, classes, model.classes), model.classes
         loader = evaluation_loader(samples, args.frames, model.image_size, batch_size, args.workers, *args.views)

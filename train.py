@@ -169,7 +169,7 @@ def train(args, model, state, samples, val_loader):
             say(f"unreadable, replaced by another video: {error}")
             state.unreadable.append(error)
         evaluate.check_unreadable(state.unreadable, min(state.step * args.batch_size, len(samples)), MAX_UNREADABLE)
-        if len(state.unreadable) == len(samples):
+        if len(state.unreadable) == len(dict(samples)):
             raise UserError("none of the training videos can be read")
 
         # Validate after each epoch; save then, and every few minutes
@@ -294,7 +294,7 @@ def save(path, args, model, state, optimizer=None, scaler=None):
         with data.writing(path) as temporary:
             torch.save(content, temporary)
     except RuntimeError as error:  # torch raises it for what the disk reports
-        if "DataLoader worker" in str(error):  # it was killed during these lines
+        if "DataLoader worker" in str(error):  # a worker was killed meanwhile
             raise
         raise UserError(f"cannot write {path}; is the disk full? {error}") from error
 
@@ -333,13 +333,14 @@ def describe(args, model, state):
     weights = evaluate.relative(args.weights or args.model)
     videos = evaluate.relative(args.train_list or args.data)
     steps, left_out = divmod(state.videos, args.batch_size)
+    split = f", split {args.split}" if args.split > 1 else ""
     prompt = f"prompt {model.template!r}"
     if model.activation != "quick_gelu":
         prompt += f", activation {model.activation}"
     say(f"""\
 model      {weights}, {trained:,} parameters to train ({args.tune}), {prompt}
 frozen     {', '.join(sorted(frozen))}
-data       {videos}, {args.classes} classes: {len(state.classes)}
+data       {videos}{split}, {args.classes} classes: {len(state.classes)}
 videos     {state.videos} to train, {state.validations[0]["count"]} to validate; {args.frames} frames, \
 {model.image_size} pixels
 training   {args.epochs} epochs of {steps} steps of {args.batch_size} videos, {left_out} left out of each; learning \
@@ -372,7 +373,7 @@ def report(args, state):
     say_accuracy(f"last: epoch {epochs}", last, state.classes)
     minutes, seconds = divmod(round(state.seconds), 60)
     speed = state.step * args.batch_size / state.seconds
-    say(f"{minutes} min {seconds} s of training without validation, {speed:.2f} videos/s")
+    say(f"{minutes} min {seconds} s of training, validation not counted; {speed:.2f} videos/s")
     model = args.out / "best.pt"
     if best["top1"] <= before["top1"]:
         model = evaluate.relative(args.weights or args.model)
@@ -428,7 +429,7 @@ def parse_args(parser):
     args.script = parser.prog
     data.check_lists(parser, args)
     if not folder and args.out and ((args.out / "last.pt").exists() or (args.out / "best.pt").exists()):
-        parser.error(f"--out {args.out} holds a run: choose another folder or, if it has last.pt, --resume it")
+        parser.error(f"--out {args.out} holds a run: choose another folder, or --resume it if it has last.pt")
     evaluate.choose_device(parser, args)
     share, rest = divmod(args.batch_size, args.world)
     if rest:

@@ -53,7 +53,7 @@ def only_line(name, errors):
     (["evaluate.py", "--frames", f"{10 ** 12}", "--workers", "0"], 1, "out of memory; try fewer --frames"),
     (["evaluate.py", "--split", "4"], 2, "--split: invalid choice"),
     (["evaluate.py", "--views", "4x2"], 2, "--views: '4x2' is not a number of clips x 1 or 3 crops"),
-    (["evaluate.py", "--val-list", "LICENSE"], 1, "LICENSE, line 1: 'MIT License': expected two columns with"),
+    (["evaluate.py", "--val-list", "LICENSE"], 1, "LICENSE, line 1: 'MIT License': expected two columns sep"),
     (["evaluate.py", "--val-list", "x", "--labels", "y", "--classes", "base"], 2, "--classes cannot be combined with"),
     (["evaluate.py", "--val-list", "x", "--labels", "y", "--split", "2"], 2, "--split cannot be combined with"),
     (["evaluate.py", "--val-list", "x", "--labels", "y", "z"], 2, "--labels: give one file, or one for each of the"),
@@ -288,7 +288,7 @@ def test_a_run_and_its_options_disagree(finished, call):
         assert f"--resume cannot change {flag}: {finished} has {saved}, not {given}" in only_line("train.py", errors)
     status, _, errors = call("train.py", "--out", finished)
     assert status == 2
-    assert f"--out {finished} holds a run: choose another folder or" in only_line("train.py", errors)
+    assert f"--out {finished} holds a run: choose another folder, or" in only_line("train.py", errors)
     content = torch.load(finished / "last.pt", weights_only=True)
     torch.save(content | {"classes": content["classes"][1:]}, finished / "last.pt")
     status, _, errors = call("train.py", "--resume", finished, "--micro-batch", "4", "--workers", "1")  # these may
@@ -297,7 +297,7 @@ def test_a_run_and_its_options_disagree(finished, call):
 
 
 @pytest.mark.parametrize(("flag", "message"), [
-    ("--out", "holds a run: choose another folder or, if it has last.pt, --resume it"),
+    ("--out", "holds a run: choose another folder, or --resume it if it has last.pt"),
     ("--resume", "last.pt is not there, so there is nothing to continue")])
 def test_a_folder_whose_last_checkpoint_is_lost_stays_as_it_is(flag, message, call, tmp_path):
     contents = {"best.pt": "weights", "log.jsonl": "records", "args.json": "settings"}

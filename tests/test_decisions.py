@@ -143,7 +143,7 @@ def test_tables_are_looked_at_before_training(listed, own, run, call, monkeypatc
     monkeypatch.setattr(data, "save_grid", lambda rows, path: (titles.extend(rows), save_grid(rows, path)))
     out = run("data.py", *listed)
     assert re.findall("([0-9]+) videos of 3 classes", out) == ["15", "12"]
-    assert Image.open(own / "train.png").size == (210 + 8 * 128, 8 * 128)
+    assert Image.open(own / "train.csv.png").size == (210 + 8 * 128, 8 * 128)
     rows = (own / "train.csv").read_text().splitlines()
     assert [title for title, _ in titles] == [row.split("/")[-1].replace(",", ": ") for row in rows[::2]]
     misspelt = rows[0].split(",")[0] + ",misspelt"
@@ -154,19 +154,21 @@ def test_tables_are_looked_at_before_training(listed, own, run, call, monkeypatc
     assert re.search(f"warning: 1 training videos have two classes, such as .*{misspelt.split(',')[0]}", out)
     (own / "names.csv").write_text("id,name\n0,a\n1,b\n2,c\n")
     status, _, errors = call("data.py", *listed, "--labels", "names.csv")
-    assert (status, "file,label needs no --labels" in errors) == (1, True)
+    assert (status, "for a table of file,label leave out --labels" in errors) == (1, True)
 
 
-def test_another_list_has_its_videos_in_the_folder_of_the_training(listed, own, run, call):
+def test_another_list_has_its_videos_in_the_folder_of_the_training(listed, own, run):
     run("train.py", *listed, *EPOCH[3:], "--out", "run")
     weights = ("evaluate.py", "--weights", "run/best.pt", "--workers", "0")
     out = run(*weights, "--val-list", "more.csv", "--out", "results")
-    assert re.search("^not trained on 1 of the classes, such as not ", out, re.MULTILINE)
+    assert re.search("^the model was not trained on 1 of the classes, such as 'not ", out, re.MULTILINE)
     assert read_results(own / "results")["count"] == 13
     assert "not trained" not in run(*weights)
     (own / "own").rename(own / "moved")
-    status, _, errors = call(*weights, "--val-list", "more.csv")
-    assert (status, f"was trained on {own / 'own'}, which is not here: give --root" in errors) == (1, True)
+    rows = (own / "val.csv").read_text().splitlines()
+    (own / "absolute.csv").write_text("".join(f"{own}/moved/{row}\n" for row in rows))
+    run(*weights, "--val-list", "absolute.csv", "--out", "absolute")
+    assert read_results(own / "absolute")["count"] == 12
 
 
 def test_a_list_without_a_root_is_found_again_from_another_folder(listed, own, run, monkeypatch):
@@ -194,7 +196,7 @@ def test_models_of_different_sizes_are_not_looked_at_together(own, run, call, tm
     torch.save(content, "small.pt")
     status, _, errors = call("evaluate.py", "--weights", "small.pt", "--attention", "--out", "results")
     assert (status, errors.count("\n")) == (1, 1)
-    assert "tiny and small.pt are of different sizes: give the --model before training" in errors
+    assert "tiny and small.pt differ in size: give the --model that training started from" in errors
 
 
 def test_the_advice_for_prompts_can_be_followed(own, run, call):
@@ -203,12 +205,12 @@ def test_the_advice_for_prompts_can_be_followed(own, run, call):
     run("prompt.py", *EPOCH[1:], "--weights", "tiny", "--out", "new")
 
 
-def test_a_run_whose_training_videos_are_all_damaged_stops(own, run, call):
+def test_a_run_whose_training_videos_are_all_damaged_stops(listed, own, call):
     for path in (own / "own" / "train").rglob("*.avi"):
         path.write_bytes(b"")
-    for path in list((own / "own" / "train").rglob("*.avi"))[8:]:
-        path.unlink()
-    status, _, errors = call(*EPOCH, "--out", "run")
+    rows = (own / "train.csv").read_text().splitlines()[::2]
+    (own / "train.csv").write_text("\n".join(2 * rows))  # each is listed twice
+    status, _, errors = call("train.py", *listed, *EPOCH[3:], "--out", "run")
     assert (status, errors) == (1, "train.py: error: none of the training videos can be read\n")
 
 
@@ -220,8 +222,9 @@ def test_results_go_where_they_are_wanted(name, own, run, call):
         assert (status, errors) == (1, "train.py: error: cannot write file: File exists\n")
         assert not (own / "runs").exists()
     else:
-        run("data.py", "own", "--out", "picture")  # without an ending
-        assert Image.open(own / "picture").format == "PNG"
+        for path, kind in (("picture", "PNG"), ("picture.jpg", "JPEG")):
+            run("data.py", "own", "--out", path)
+            assert Image.open(own / path).format == kind
 
 
 def test_any_class_name_can_be_drawn(own, run):

@@ -583,7 +583,8 @@ def test_a_table_of_a_spreadsheet_may_have_a_heading_in_any_language(heading, pu
     ("a, b.mkv;x\nc.mkv;y\n", None), ('"a, b.mkv",x\nc.mkv,y\n', None), ("a, b.mkv\tx\nc.mkv\ty\n", None),
     ("file;label;;\na, b.mkv;x;;\n;;;\nc.mkv;y;;\n", None), ('"a, b.mkv"; x \n"c.mkv" ; "y"\n', "line 2"),
     ("a, b.mkv;x\nc.mkv;\n", "line 2"), ("a, b.mkv,x\nc.mkv,y\n", "line 1"), ("file|label\nc.mkv|y\n", "line 1"),
-    ("file,label\na, b,x\nc.mkv,y\n", "line 2"), ('"a, b.mkv",0\nc.mkv,1\n', "the labels are numbers"),
+    ('"a, b.mkv","x"\nc.mkv,"y"\n', None), ("file,label\na, b,x\nc.mkv,y\n", "line 2"),
+    ('"a, b.mkv",0\nc.mkv,1\n', "the labels are numbers"),
     ("a, b.mkv;x;left-handed\n", "line 1"), ("1;a, b.mkv;x\n", "line 1"), ('a, b.mkv;"x\nc.mkv;y"\n', "line 1")])
 def test_a_table_has_two_columns_with_the_same_mark_between_them(table, line, put, here):
     put("a, b.mkv", "c.mkv")
@@ -599,6 +600,29 @@ def test_a_video_without_its_ending_below_a_heading_is_no_heading(put, here):
     put("a.mkv", "b.mkv", "c.mkv")
     table = write(here / "table.csv", "file,label\na,x\nb,y\nc,x\n")
     assert found(data.load_samples(None, here, video_list=table)[0], here) == [("a.mkv", 0), ("b.mkv", 1), ("c.mkv", 0)]
+
+
+def test_a_mark_in_quotes_separates_nothing(put, here):
+    put("a;b.mkv", "c.mkv", "d.mkv")
+    table = write(here / "table.csv", '"a;b.mkv","stand up; sit down"\nc,run\nd,"stand up; sit down"\n')
+    samples, names = data.load_samples(None, here, video_list=table)
+    assert (found(samples, here), names) == (
+        [("a;b.mkv", 1), ("c.mkv", 0), ("d.mkv", 1)], ["run", "stand up; sit down"])
+
+
+def test_the_first_video_without_its_ending_is_no_heading(put, here):
+    put("a.mkv", "sub/b.mkv")
+    for rows in ("a,x\nb.mkv,y\n", "b,y\na.mkv,x\n"):
+        assert len(data.load_samples(None, here, video_list=write(here / "table.csv", rows))[0]) == 2
+
+
+def test_capitals_do_not_tell_classes_of_two_tables_apart(put, here, call):
+    put("a.mkv", "b.mkv", "c.mkv")
+    flags = {"--train-list": "a.mkv,Red Ball\nb.mkv,walk\n", "--val-list": "c.mkv,red ball\n"}
+    files = [word for flag, rows in flags.items() for word in (flag, write(here / f"{flag[2:]}.csv", rows))]
+    status, out, errors = call("data.py", *files, "--root", ".", "--out", "picture.png")
+    assert (status, errors) == (0, "")
+    assert "1 of the 2 classes have no validation videos, such as walk" in out
 
 
 def test_class_names_of_a_table_have_one_unicode_form(put, here):
