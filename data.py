@@ -1087,8 +1087,7 @@ def skip_finalization():
     """Ends a failed process at once if it is one of several. Python's finalization could abort in a thread of gloo, and
     waiting for the other processes could last forever."""
     if torch.distributed.is_initialized():
-        for worker in multiprocessing.active_children():
-            worker.terminate()
+        multiprocessing.util._exit_function()  # ends workers and removes their semaphores
         os._exit(1)
 
 
