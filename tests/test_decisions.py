@@ -199,6 +199,22 @@ def test_models_of_different_sizes_are_not_looked_at_together(own, run, call, tm
     assert "tiny and small.pt differ in size: give the --model that training started from" in errors
 
 
+def test_the_model_before_training_has_its_own_activation_and_pictures_short_names(own, run, monkeypatch):
+    """Not the activation with which other weights were trained. Names of files may have up to 255 bytes."""
+    run(*EPOCH, "--weights", clip.MODELS["tiny"], "--activation", "gelu", "--out", "run")
+    for path in (own / "own" / "val").rglob("*.avi"):
+        path.rename(path.with_name("影" * 30 + "x" * (155 - len(path.name)) + path.name))
+    compared = []
+    draw = evaluate.draw_attention
+    monkeypatch.setattr(evaluate, "draw_attention", lambda *args: (compared.append(args[0]), draw(*args)))
+    weights = ("evaluate.py", "--weights", "run/best.pt", "--workers", "0", "--attention", "--out", "results")
+    run(*weights)
+    run(*weights, "--model", "tiny")
+    for models, before in zip(compared, ("gelu", "quick_gelu"), strict=True):
+        assert [model.activation for model in models.values()] == [before, "gelu"]
+    assert len(list((own / "results").glob("attention-*.png"))) == 3
+
+
 def test_the_advice_for_prompts_can_be_followed(own, run, call):
     run("prompt.py", *EPOCH[1:], "--out", "run")
     assert "further, start a new run with --weights tiny\n" in run("prompt.py", "--resume", "run")
