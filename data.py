@@ -470,24 +470,24 @@ def load_samples(dataset, root=None, split=1, train=False, classes="all", shots=
     for file in (video_list, labels):
         if file and not os.path.isfile(file):
             raise UserError(f"{file}: there is no such file")
+    index = functools.cache(index_videos)  # called if a video is not where it is listed
     if video_list and labels:
         rows, names = read_list(video_list, labels)
     elif video_list:
-        rows, names = read_table(video_list, root)
+        rows, names = read_table(video_list, root, index)
     else:
         rows, names = read_dataset(dataset, root, split, train, labels)
-    spelled = {}
-    for name in names:
-        if as_read(name) in spelled:
-            raise UserError(f"two classes that no model can tell apart: {spelled[as_read(name)]!r} and {name!r}")
-        spelled[as_read(name)] = name
+    numbers = {}
+    for i, name in enumerate(names):
+        first = numbers.setdefault(as_read(name), i)
+        if first != i:
+            raise UserError(f"two classes that no model can tell apart: {names[first]!r} and {name!r}")
 
     if classes != "all":
         training_rows, _ = read_dataset(dataset, root, train=True, labels=labels)  # of split 1, whatever is loaded
         names = class_half(training_rows, names, classes)
     label = {name: i for i, name in enumerate(names)}
     rows = [(listed, label[name]) for listed, name in rows if name in label]
-    index = functools.cache(index_videos)  # called if a video is not where it is listed
     samples = []
     missing = []
     for listed, number in rows:
@@ -541,10 +541,12 @@ def load_train_val(args):
 def relabel(samples, names, all_names):
     """Samples whose labels are numbers of `names`, with those of `all_names` instead."""
     number = {as_read(name): i for i, name in enumerate(all_names)}
+    renumbered = []
     for name in names:
         if as_read(name) not in number:
             raise UserError(f"the class {name!r} has validation videos but is not a training class")
-    return [(path, number[as_read(names[label])]) for path, label in samples]
+        renumbered.append(number[as_read(name)])
+    return [(path, renumbered[label]) for path, label in samples]
 
 
 def default_root(dataset):
@@ -858,17 +860,17 @@ def read_list(path, labels):
     return rows, list(names.values())
 
 
-def read_table(path, root):
-    """Rows and class names of a table of file,label. The label is a name."""
+def read_table(path, root, index):
+    """Rows and class names of a table of file,label. The label is a name. A first row that is no video is a heading, in
+    whatever language; `index` is `index_videos`."""
     rows = []
     for _, (video, label) in read_columns(path, "file,label; a list of numbered labels needs --labels"):
         rows.append((video, unicodedata.normalize("NFC", label)))
     if rows:
         video, label = rows[0]
-        others = dict(rows[1:]).values()
-        _, there = find_listed(root, video, index_videos, unique=False)
-        if not (there or video.lower().endswith(VIDEO_FILES) or label in others):
-            del rows[0]  # a heading, in whatever language
+        known = video.lower().endswith(VIDEO_FILES) or label in dict(rows[1:]).values()
+        if not known and not find_listed(root, video, index, unique=False)[1]:
+            del rows[0]
     names = sorted({label for _, label in rows})
     if names and all(map(str.isdecimal, names)):
         raise UserError(f"{path}: the labels are numbers; give their names with --labels")

@@ -165,12 +165,7 @@ def train(args, model, state, samples, val_loader):
             skipped=not finite, videos_per_second=speed, data_wait=wait, unreadable=sorted(errors))
         bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {speed:.2f} videos/s, data wait {wait:.0%}")
         bar.update()
-        for error in sorted({*errors} - {*state.unreadable}):
-            say(f"unreadable, replaced by another video: {error}")
-            state.unreadable.append(error)
-        evaluate.check_unreadable(state.unreadable, min(state.step * args.batch_size, len(samples)), MAX_UNREADABLE)
-        if len(state.unreadable) == len(dict(samples)):
-            raise UserError("none of the training videos can be read")
+        tell_unreadable(errors, state, samples, args.batch_size)
 
         # Validate after each epoch; save then, and every few minutes
         epoch_ends = state.step % steps_per_epoch == 0
@@ -184,6 +179,17 @@ def train(args, model, state, samples, val_loader):
         if epoch_ends:
             draw_curves(args.out / "curves.png", state)
     bar.close()
+
+
+def tell_unreadable(errors, state, samples, batch_size):
+    """Names the unreadable videos of a step, each once in a run. Raises UserError if they are too many, or all."""
+    new = sorted({*errors} - {*state.unreadable})
+    for error in new:
+        say(f"unreadable, replaced by another video: {error}")
+    state.unreadable += new
+    evaluate.check_unreadable(state.unreadable, min(state.step * batch_size, len(samples)), MAX_UNREADABLE)
+    if new and len(state.unreadable) == len(dict(samples)):  # a list may have a video twice
+        raise UserError("none of the training videos can be read")
 
 
 def validate(args, model, state, loader):

@@ -179,6 +179,18 @@ def test_a_list_without_a_root_is_found_again_from_another_folder(listed, own, r
     assert read_results(own / "run" / "results")["count"] == 12
 
 
+def test_a_folder_with_other_names_competes_among_all_trained_classes(own, run):
+    """One of them has no validation video, and the training videos are gone."""
+    folders = sorted(path.name for path in (own / "own" / "val").iterdir())
+    (own / "names.csv").write_text("".join(f"{name},the {name}\n" for name in folders))
+    run(*EPOCH, "--labels", "names.csv", "--out", "run")
+    shutil.rmtree(own / "own" / "train")
+    shutil.rmtree(own / "own" / "val" / folders[1])
+    run("evaluate.py", "--weights", "run/best.pt", "--workers", "0", "--out", "results")
+    heading = (own / "results" / "predictions.csv").read_text().splitlines()[0]
+    assert heading.split(",")[5:] == [f"the {name}" for name in folders]
+
+
 def test_labels_before_and_after_training_are_told_apart(own, run):
     run(*EPOCH, "--out", "run")
     video = next((own / "own" / "val").rglob("*.avi"))

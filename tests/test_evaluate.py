@@ -62,26 +62,6 @@ def test_every_video_counts_once_whatever_the_batch_and_the_processes(run, tuned
     assert one["top1"] == pytest.approx(mean)
 
 
-def test_a_folder_with_other_names_competes_among_all_trained_classes(run, tmp_path, monkeypatch):
-    """One of them has no validation video, and the training videos are gone."""
-    monkeypatch.chdir(tmp_path)
-    for half in ("train", "val"):
-        samples, names = data.load_samples("toy", train=half == "train")
-        for label in (0, 6, 12):
-            folder = tmp_path / "own" / half / f"class{label}"
-            folder.mkdir(parents=True)
-            for path in [path for path, of in samples if of == label][:4]:
-                shutil.copy(path, folder)
-    (tmp_path / "names.csv").write_text("".join(f"class{label},{names[label]}\n" for label in (0, 6, 12)))
-    short = ("--model", "tiny", "--frames", "1", "--batch-size", "4", "--workers", "0")
-    run("train.py", "--data", "own", "--labels", "names.csv", *short, "--epochs", "1", "--out", "run")
-    shutil.rmtree(tmp_path / "own" / "train")
-    shutil.rmtree(tmp_path / "own" / "val" / "class12")
-    run("evaluate.py", "--weights", "run/best.pt", "--workers", "0", "--out", "results")
-    heading = (tmp_path / "results" / "predictions.csv").read_text().splitlines()[0]
-    assert heading.split(",")[5:] == [names[label] for label in (0, 12, 6)]  # in the order of the folders
-
-
 def test_evaluation_runs_in_a_thread_too(tmp_path):
     """As in a web server. Arguments that would be taken for others are refused."""
     samples, names = data.load_samples("toy")
